@@ -1,0 +1,1 @@
+"""The `graftline` command: one module per family of commands."""
