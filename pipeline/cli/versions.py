@@ -1,0 +1,167 @@
+"""Commands on published versions: `versions`, `rollback`, `restore`, `withdraw`, `verify`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from itertools import groupby
+
+import click
+import msgspec
+
+from graftline.pipeline.cli.project_command import project_command
+from graftline.pipeline.project import Project
+from graftline.serving.base_path import BasePath
+from graftline.serving.history import Event
+from graftline.serving.versions import Version
+
+_STYLES = {"in service": "bold green", "withdrawn": "dim", "incomplete": "red", "present": ""}
+
+_reason = click.option("--reason", default="", metavar="TEXT", help="Why, for the history.")
+_version = click.argument("version", type=int)
+
+
+@project_command("versions")
+def versions(project: Project, as_json: bool) -> None:
+    """List the published versions and which one is in service."""
+    base_path = BasePath(project.base_path)
+    found = base_path.versions()
+    if as_json:
+        _print_json(
+            {
+                "base_path": str(base_path.root),
+                "in_service": next((v.number for v in found if v.state == "in service"), None),
+                "versions": [_as_data(version) for version in found],
+                "history": base_path.history(),
+            }
+        )
+        return
+    if not found:
+        print(f"Nothing is published in {base_path.root} yet. Next: graftline run")
+        return
+    _print_versions(base_path.root.name, found)
+    if incomplete := [v.number for v in found if v.state == "incomplete"]:
+        print(
+            f"Version {incomplete[-1]} is incomplete: a server that watches this folder keeps "
+            f"trying to load it. Next: graftline withdraw {incomplete[-1]}"
+        )
+    elif sum(v.state in ("in service", "present") for v in found) > 1:
+        print("Next: graftline predict IMAGE, or graftline rollback to go back a version")
+    else:
+        print("Next: graftline predict IMAGE")
+
+
+@project_command("rollback")
+@click.option("--to", type=int, metavar="V", help="Default: the one below the one in service.")
+@_reason
+def rollback(project: Project, as_json: bool, to: int | None, reason: str) -> None:
+    """Go back a version: withdraw the one in service and every one above the target."""
+    _print_change(project, as_json, BasePath(project.base_path).rollback(to, reason), to)
+
+
+@project_command("restore")
+@_version
+@_reason
+def restore(project: Project, as_json: bool, version: int, reason: str) -> None:
+    """Put a withdrawn version back."""
+    _print_change(project, as_json, BasePath(project.base_path).restore(version, reason), version)
+
+
+@project_command("withdraw")
+@_version
+@_reason
+def withdraw(project: Project, as_json: bool, version: int, reason: str) -> None:
+    """Take one version away from servers, without deleting it."""
+    _print_change(project, as_json, BasePath(project.base_path).withdraw(version, reason), version)
+
+
+@project_command("verify")
+@click.argument("version", type=int, required=False)
+def verify(project: Project, as_json: bool, version: int | None) -> None:
+    """Compare published files with the hashes in their manifests; exit code 3 if any differs."""
+    base_path = BasePath(project.base_path)
+    problems = base_path.verify(version)
+    damaged = [number for number, found in problems.items() if found]
+    if as_json:
+        _print_json({"verified": not damaged, "problems": problems})
+    elif not problems:
+        print(f"Nothing is published in {base_path.root} yet. Next: graftline run")
+    else:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("version", "file", "finding", box=None)
+        for number, found in problems.items():
+            for problem in found:
+                table.add_row(str(number), problem.file, problem.what, style="red")
+            if not found:
+                table.add_row(str(number), "all files", "as published")
+        Console().print(table)
+        if damaged:
+            numbers = ", ".join(map(str, damaged))
+            print(f"Not as published: {numbers}. Next: graftline rollback, or publish again.")
+        else:
+            print("Every file is as it was published.")
+    if damaged:
+        sys.exit(3)
+
+
+def _print_json(document: object) -> None:
+    print(msgspec.json.encode(document).decode())
+
+
+def _as_data(version: Version) -> dict[str, object]:
+    data = {"version": version.number, "state": version.state, "path": str(version.path)}
+    if manifest := version.manifest:
+        return {**data, "accuracy": manifest.accuracy, "manifest": manifest}
+    return data
+
+
+def _print_versions(model: str, found: Sequence[Version]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=model, title_justify="left", box=None)
+    for column in ("version", "accuracy", "size"):
+        table.add_column(column, justify="right")
+    for column in ("state", "created (UTC)", "spans", "run"):
+        table.add_column(column)
+    for version in found:
+        manifest = version.manifest
+        details = ["", "", version.state, "", "", ""]
+        if manifest is not None and manifest.created is not None:
+            accuracy = manifest.accuracy
+            details = [
+                "" if accuracy is None else f"{accuracy:.3f}",
+                f"{manifest.size / 1e6:.1f} MB",
+                version.state,
+                f"{manifest.created:%Y-%m-%d %H:%M}",
+                _ranges([number for number, _ in manifest.spans]),
+                manifest.run_id,
+            ]
+        table.add_row(str(version.number), *details, style=_STYLES[version.state])
+    Console().print(table)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Writes 1, 2, 3, 7 as `1-3, 7`."""
+    runs = groupby(enumerate(sorted(set(numbers))), key=lambda pair: pair[1] - pair[0])
+    spans = [[number for _, number in run] for _, run in runs]
+    return ", ".join(str(s[0]) if len(s) == 1 else f"{s[0]}-{s[-1]}" for s in spans)
+
+
+def _print_change(
+    project: Project, as_json: bool, event: Event | None, version: int | None
+) -> None:
+    serving = BasePath(project.base_path).in_service()
+    number = serving.number if serving else None
+    if as_json:
+        _print_json({"changed": event is not None, "in_service": number, "event": event})
+    elif event is None:
+        print(f"Version {version} is there already: nothing to do. In service: version {number}.")
+    else:
+        if event.withdrawn:
+            print(f"Withdrawn: {', '.join(map(str, event.withdrawn))}.")
+        if event.what == "restored":
+            print(f"Restored: {event.version}.")
+        print(f"In service: version {number}. Next: graftline versions")

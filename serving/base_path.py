@@ -1,0 +1,366 @@
+"""The base path of one model: publishing versions, and changing which one serves.
+
+    <base>/<model>/1/              a plain SavedModel, with manifest.json and model_card.md
+    <base>/<model>/2/
+    <base>/<model>/withdrawn/3/    not a numeric name: no server sees it, nothing is lost
+    <base>/<model>/history.jsonl   who changed what, when and why
+    <base>/<model>/.graftline/     locks, and versions that are being written
+
+TensorFlow Serving serves the highest numeric child and does not look whether it is complete. So a
+version gets its number by one rename, after its files are on disk, and is taken out of service by
+one rename, into `withdrawn/`. A base path is a folder; on an object store, which has no rename,
+`_number` and `_move` are the two places that would copy instead, `saved_model.pb` last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from graftline.serving import history, manifest, model_card
+from graftline.serving.errors import UserError
+from graftline.serving.file_system import copy_tree, explained, locked, sync, write
+from graftline.serving.history import Event
+from graftline.serving.manifest import Manifest, Problem
+from graftline.serving.versions import (
+    HIGHEST_NUMBER,
+    SAVED_MODEL,
+    WITHDRAWN,
+    Version,
+    list_versions,
+    loadable,
+)
+
+# A change is a few renames; a publisher copies a model, and the next one waits for it.
+_CHANGE_TIMEOUT_SECONDS = 30.0
+_PUBLISH_TIMEOUT_SECONDS = 900.0
+_NO_MANIFEST = Problem(manifest.FILE_NAME, "missing")
+
+
+class BasePath:
+    """The versions of one model, in a folder that servers watch."""
+
+    def __init__(self, root: Path) -> None:
+        """Takes `<base>/<model>`, which the first `publish` makes."""
+        self.root = root
+        self._withdrawn = root / WITHDRAWN
+        self._staging = root / ".graftline"
+        self._history = root / history.FILE_NAME
+
+    def versions(self) -> list[Version]:
+        """All versions in ascending order, withdrawn ones included.
+
+        Raises:
+            UserError: the folder cannot be read.
+        """
+        with explained(f"Cannot list the versions in {self.root}"):
+            return list_versions(self.root)
+
+    def in_service(self) -> Version | None:
+        """The version that a server which watches the base path serves: the highest complete one.
+
+        Whatever needs to know what serves asks here, so that a version pinned in a server's
+        configuration has one place to be looked up in.
+        """
+        return next((v for v in self.versions() if v.state == "in service"), None)
+
+    def history(self) -> list[Event]:
+        """Every recorded change, oldest first."""
+        return history.read(self._history)
+
+    def publish(self, saved_model: Path, description: Manifest) -> int:
+        """Makes a SavedModel the next version, in one rename, and returns its number.
+
+        A model whose id was published before is not published again: its number is returned.
+
+        Args:
+            saved_model: folder of the SavedModel.
+            description: its manifest; version, creation time and files are filled in here.
+
+        Raises:
+            UserError: there is no SavedModel, or the base path cannot be written. Then no version
+                and no half-written folder is left behind.
+        """
+        if not loadable(saved_model):
+            raise UserError(f"There is no SavedModel to publish in {saved_model}.")
+        with (
+            explained(f"Cannot publish a version in {self.root}"),
+            locked(self._staging / "publish.lock", _PUBLISH_TIMEOUT_SECONDS),
+        ):
+            # Whoever writes one holds the lock, so these are of publishers that died.
+            for stale in self._staging.glob("version-*"):
+                shutil.rmtree(stale)
+            number = self._published_as(description.model_id)
+            if number is None:
+                number = self._publish_new(saved_model, description)
+            self._record_publication(number)
+        return number
+
+    def withdraw(self, number: int, reason: str = "") -> Event | None:
+        """Takes a version out of service without deleting it; None when it is already.
+
+        Raises:
+            UserError: there is no such version, or no other one that could serve.
+        """
+        with self._changing(f"Cannot withdraw version {number}"):
+            versions = self.versions()
+            present = [v for v in self._choose(versions, number) if v.state != "withdrawn"]
+            if not present:
+                return None
+            serves = any(v.state != "incomplete" for v in present)
+            others = [v for v in versions if v.state in ("in service", "present")]
+            if serves and all(v.number == number for v in others):
+                raise UserError(
+                    f"Version {number} is the only one in {self.root} that can be served; without "
+                    "it a server has nothing to serve. Publish or restore another one first."
+                )
+            self._move([(v.path, self._withdrawn) for v in present])
+            return self._record("withdrawn", number, reason, withdrawn=(number,))
+
+    def restore(self, number: int, reason: str = "") -> Event | None:
+        """Puts a withdrawn version back; None when it is there already.
+
+        Raises:
+            UserError: there is no such version, or it is not what was published.
+        """
+        with self._changing(f"Cannot restore version {number}"):
+            chosen = self._choose(self.versions(), number)
+            if any(v.state in ("in service", "present") for v in chosen):
+                return None
+            self._require_sound(chosen)
+            self._move([(v.path, self.root) for v in chosen])
+            return self._record("restored", number, reason)
+
+    def rollback(self, to: int | None = None, reason: str = "") -> Event | None:
+        """Goes to another version by withdrawing every one above it; None when it serves already.
+
+        The steps are ordered so that a server that looks at any moment finds a version, and goes
+        from the one to the other in one step; when a step fails, those before it are undone.
+
+        Args:
+            to: the version to go to, restored when it is withdrawn; by default the one below the
+                version in service.
+            reason: why, for the history.
+
+        Raises:
+            UserError: there is nothing to go to, or it is not what was published.
+        """
+        with self._changing("Cannot roll back"):
+            versions = self.versions()
+            if to is None:
+                to = self._below_service(versions)
+            target = self._choose(versions, to)
+            self._require_sound(target)
+            back = [v for v in target if v.state == "withdrawn"]
+            above = [v for v in versions if v.number > to and v.state != "withdrawn"]
+            if not back and not above:
+                return None
+            # Ascending, so that the version in service goes last: until then it serves, and then
+            # the target is the highest.
+            self._move(
+                [(v.path, self.root) for v in back] + [(v.path, self._withdrawn) for v in above]
+            )
+            withdrawn = tuple(sorted({v.number for v in above}))
+            return self._record("rolled back", to, reason, withdrawn)
+
+    def verify(self, number: int | None = None) -> dict[int, list[Problem]]:
+        """Recomputes the hashes of one version, or of all, withdrawn ones included.
+
+        Returns:
+            What differs from the manifest, by version; an empty list where nothing does.
+
+        Raises:
+            UserError: there is no such version.
+        """
+        versions = self.versions()
+        if number is not None:
+            versions = self._choose(versions, number)
+        with explained(f"Cannot verify {self.root}"):
+            problems: dict[int, list[Problem]] = {}
+            for version in versions:
+                problems.setdefault(version.number, []).extend(self._problems(version))
+        return problems
+
+    def _choose(self, versions: Sequence[Version], number: int) -> list[Version]:
+        """The folders of one version: usually one; `7` and `007` are the same to a server."""
+        chosen = [v for v in versions if v.number == number]
+        if not chosen:
+            there = ", ".join(str(n) for n in sorted({v.number for v in versions})) or "none"
+            raise UserError(
+                f"There is no version {number} in {self.root}; there are: {there}. "
+                "`graftline versions` shows them."
+            )
+        return chosen
+
+    def _below_service(self, versions: Sequence[Version]) -> int:
+        serving = next((v for v in versions if v.state == "in service"), None)
+        if serving is None:
+            raise UserError(
+                f"No version is in service in {self.root}, so there is none to go back from. "
+                "Publish one with `graftline run`."
+            )
+        present = (v.number for v in versions if v.state == "present")
+        below = max((number for number in present if number < serving.number), default=None)
+        if below is None:
+            raise UserError(
+                f"Version {serving.number} is in service and there is none below it to go back "
+                "to. `graftline versions` lists withdrawn ones too; `graftline rollback --to V` "
+                "goes to one of them."
+            )
+        return below
+
+    def _require_sound(self, chosen: Sequence[Version]) -> None:
+        """Refuses to put a version in service that is not what was published."""
+        for version in chosen:
+            if not loadable(version.path):
+                raise UserError(
+                    f"Version {version.number} is incomplete: {version.path} holds no "
+                    f"{SAVED_MODEL}. Choose another version, or copy this one there whole."
+                )
+            problems = self._problems(version)
+            if problems == [_NO_MANIFEST] and self._publication(version.number) is None:
+                continue  # put there by another program: there is nothing to compare it with
+            if problems:
+                named = ", ".join(f"{problem.file} {problem.what}" for problem in problems[:5])
+                raise UserError(
+                    f"Version {version.number} is not what was published ({named}), so it is not "
+                    f"put in service. `graftline verify {version.number}` shows all of it; choose "
+                    "another version, or copy the files back as they were."
+                )
+
+    def _problems(self, version: Version) -> list[Problem]:
+        if not loadable(version.path):
+            return [Problem(SAVED_MODEL, "missing")]
+        path = version.path / manifest.FILE_NAME
+        if not path.is_file():
+            return [_NO_MANIFEST]
+        recorded = version.manifest
+        if recorded is None:
+            return [Problem(manifest.FILE_NAME, "unreadable")]
+        problems = manifest.compare(version.path, recorded)
+        publication = self._publication(version.number)
+        if publication and publication.manifest_sha256 != manifest.hash_file(path).sha256:
+            problems.append(Problem(manifest.FILE_NAME, "changed"))
+        return problems
+
+    def _publication(self, number: int) -> Event | None:
+        published = [e for e in self.history() if e.what == "published" and e.version == number]
+        return published[-1] if published else None
+
+    def _published_as(self, model_id: str) -> int | None:
+        for version in self.versions():
+            recorded = version.manifest
+            if recorded is not None and recorded.model_id == model_id:
+                return version.number
+        return None
+
+    def _publish_new(self, saved_model: Path, description: Manifest) -> int:
+        staged = self._staging / f"version-{uuid.uuid4().hex}"
+        try:
+            copy_tree(saved_model, staged)
+            files = manifest.hash_files(staged)
+            with locked(self._staging / "change.lock", _CHANGE_TIMEOUT_SECONDS):
+                return self._number(staged, msgspec.structs.replace(description, files=files))
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+    def _number(self, staged: Path, description: Manifest) -> int:
+        """Gives a staged model the number after the highest ever issued, and renames it."""
+        while True:
+            issued = [v.number for v in self.versions()] + [e.version for e in self.history()]
+            number = max([0, *issued]) + 1
+            if number > HIGHEST_NUMBER:
+                raise UserError(
+                    f"Version {HIGHEST_NUMBER} in {self.root} is the highest that a server can "
+                    "read, so there is no number for the next. Move that folder away."
+                )
+            final = msgspec.structs.replace(description, version=number, created=history.now())
+            card = staged / model_card.FILE_NAME
+            write(card, model_card.render(final).encode())
+            files = {**final.files, card.name: manifest.hash_file(card)}
+            final = msgspec.structs.replace(final, files=files)
+            write(staged / manifest.FILE_NAME, final.encode())
+            sync(staged)
+            try:
+                # Does not replace a folder that holds anything, whoever put it there meanwhile.
+                staged.rename(self.root / str(number))
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    continue
+                raise
+            sync(self.root)
+            return number
+
+    def _move(self, steps: Sequence[tuple[Path, Path]]) -> None:
+        """Renames folders into others, in order; when one fails, those before it are undone."""
+        self._withdrawn.mkdir(exist_ok=True)
+        done = []
+        try:
+            for source, folder in steps:
+                target = folder / source.name
+                if os.path.lexists(target):
+                    raise UserError(f"{source} cannot be moved to {target}, which exists already.")
+                source.rename(target)
+                done.append((source, target))
+            sync(self.root)
+            sync(self._withdrawn)
+        except BaseException:
+            for source, target in reversed(done):
+                target.rename(source)
+            raise
+
+    def _record_publication(self, number: int) -> None:
+        """Records a publication once; a publisher may die between its rename and its record."""
+        if self._publication(number) is None:
+            [version, *_] = self._choose(self.versions(), number)
+            digest = manifest.hash_file(version.path / manifest.FILE_NAME).sha256
+            self._record("published", number, "", manifest_sha256=digest)
+
+    def _record(
+        self,
+        what: history.Change,
+        number: int,
+        reason: str,
+        withdrawn: tuple[int, ...] = (),
+        manifest_sha256: str = "",
+    ) -> Event:
+        serving = self.in_service()
+        event = Event(
+            when=history.now(),
+            who=history.whoami(),
+            what=what,
+            version=number,
+            in_service=serving.number if serving else None,
+            withdrawn=withdrawn,
+            reason=reason,
+            manifest_sha256=manifest_sha256,
+        )
+        try:
+            history.append(self._history, event)
+        except OSError as error:
+            # A rollback must not fail because the disk is full: the change stands.
+            logging.getLogger("graftline").warning(
+                "Done, but it could not be recorded in %s (%s): %s", self._history, error, event
+            )
+        return event
+
+    @contextlib.contextmanager
+    def _changing(self, failure: str) -> Iterator[None]:
+        if not self.root.is_dir():
+            raise UserError(
+                f"{failure}: nothing is published in {self.root} yet. `graftline run` publishes a "
+                "first version."
+            )
+        with (
+            explained(f"{failure} in {self.root}"),
+            locked(self._staging / "change.lock", _CHANGE_TIMEOUT_SECONDS),
+        ):
+            yield
