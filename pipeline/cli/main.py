@@ -1,0 +1,102 @@
+"""Entry point of the `graftline` command: gathers the commands, turns errors into exit codes."""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from graftline.pipeline.project import Project
+from graftline.serving.errors import Refused, UserError
+
+# In the order in which a project meets them.
+_COMMANDS = {
+    "init": "init",
+    "drop": "drops",
+    "drops": "drops",
+    "run": "runs",
+    "resume": "runs",
+    "status": "runs",
+    "predict": "predict",
+    "versions": "versions",
+    "rollback": "versions",
+    "restore": "versions",
+    "verify": "versions",
+}
+
+
+class _Commands(click.Group):
+    """Imports a command's module only when the command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"graftline.pipeline.cli.{_COMMANDS[cmd_name]}")
+        return getattr(module, cmd_name)
+
+
+@click.group(cls=_Commands)
+@click.version_option(package_name="graftline")
+def graftline() -> None:
+    """Labelled images in, a served classifier out, again at every data drop, and back."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line; never returns.
+
+    Exit codes: 0 done, 1 a crash, 2 the user's mistake, 3 a gate said no, 130 interrupted.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    context: dict[str, object] = {}
+    try:
+        with graftline.make_context("graftline", list(arguments)) as ctx:
+            context = ctx.meta
+            graftline.invoke(ctx)
+        sys.exit(0)
+    except click.exceptions.Exit as end:
+        sys.exit(end.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except UserError as error:
+        _fail(arguments, "error", str(error), 2)
+    except Refused as refusal:
+        _fail(arguments, "refused", str(refusal), 3)
+    except (KeyboardInterrupt, click.Abort):
+        _fail(arguments, "interrupted", "Interrupted; nothing half-done was left in service.", 130)
+    except Exception as crash:
+        _crash(arguments, crash, context.get("project"))
+
+
+def _fail(arguments: Sequence[str], kind: str, message: str, code: int) -> None:
+    print(message, file=sys.stderr)
+    if "--json" in arguments:
+        print(json.dumps({kind: message, "exit_code": code}))
+    sys.exit(code)
+
+
+def _crash(arguments: Sequence[str], crash: Exception, project: object) -> None:
+    """The traceback goes to a log, its last line to the screen."""
+    last_line = traceback.format_exception_only(crash)[-1].strip()
+    if not isinstance(project, Project):
+        traceback.print_exc()
+        _fail(arguments, "crash", f"Graftline crashed: {last_line}", 1)
+        return
+    project.runs.mkdir(parents=True, exist_ok=True)
+    log = project.runs / "crash.log"
+    with log.open("a", encoding="utf-8") as stream:
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        stream.write(f"{now} graftline {' '.join(arguments)}\n{traceback.format_exc()}\n")
+    _fail(arguments, "crash", f"Graftline crashed: {last_line}\nThe traceback is in {log}.", 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""What all commands on a project share: `--project`, `--json`, `key=value` overrides."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from graftline.pipeline.config import Config
+from graftline.pipeline.project import Project
+
+_OVERRIDE = re.compile(rf"^({'|'.join(Config.__struct_fields__)})(\.[a-z_]+)+=")
+
+
+class _ProjectCommand(click.Command):
+    """Takes `section.key=value` out of the arguments wherever they stand."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta["overrides"] = [arg for arg in args if _OVERRIDE.match(arg)]
+        return super().parse_args(ctx, [arg for arg in args if not _OVERRIDE.match(arg)])
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return [*super().collect_usage_pieces(ctx), "[SECTION.KEY=VALUE]..."]
+
+
+def project_command(name: str) -> Callable[[Callable[..., None]], click.Command]:
+    """Makes a function `(project, as_json, **options)` a command on a project.
+
+    Args:
+        name: what the user types after `graftline`.
+    """
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        @click.option(
+            "--project",
+            "directory",
+            type=click.Path(path_type=Path, file_okay=False),
+            help="The project's folder. Default: here, or the nearest parent that is one.",
+        )
+        @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
+        @click.pass_context
+        @functools.wraps(function)
+        def command(
+            ctx: click.Context, directory: Path | None, as_json: bool, **options: Any
+        ) -> None:
+            project = Project.find(directory, ctx.meta["overrides"])
+            ctx.meta["project"] = project
+            function(project, as_json=as_json, **options)
+
+        return click.command(name, cls=_ProjectCommand)(command)
+
+    return decorate

@@ -1,0 +1,84 @@
+"""Commands around runs: `run`, `resume`, `status`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+import msgspec
+
+from graftline.pipeline import run_record
+from graftline.pipeline.cli.project_command import project_command
+from graftline.pipeline.project import Project
+from graftline.pipeline.run_record import RunRecord
+
+
+@project_command("run")
+@click.option("--span", type=click.IntRange(min=1), help="Number of the span. Default: the latest.")
+@click.option("--force", is_flag=True, help="Train again, taking nothing from the cache.")
+@click.option("--accept-anomalies", is_flag=True, help="Let the span pass the data gate.")
+@click.option("--bless", is_flag=True, help="Let the candidate pass the model gate.")
+@click.option("--reason", default="", help="Why an override is right; recorded.")
+def run(project: Project, as_json: bool, **request: object) -> None:
+    """Check, train, gate and publish: from a span to the next version."""
+    from graftline.pipeline import retrain
+
+    known = {record.run_id for record in run_record.records(project.runs)}
+    record = retrain.run(project, msgspec.convert(request, retrain.Request), quiet=as_json)
+    if record.run_id in known and not as_json:
+        click.echo(
+            f"{record.target} was trained by {record.run_id} and published as version "
+            f"{record.published_version}: nothing to do. Train it again with --force, or bring "
+            "new images with `graftline drop SOURCE`."
+        )
+        return
+    _end(project, record, as_json)
+
+
+@project_command("resume")
+def resume(project: Project, as_json: bool) -> None:
+    """Go on with the run that crashed or was killed, from the node that failed."""
+    from graftline.pipeline import retrain
+
+    _end(project, retrain.resume(project, quiet=as_json), as_json)
+
+
+@project_command("status")
+def status(project: Project, as_json: bool) -> None:
+    """Show the last run: its nodes, their times, how it ended."""
+    record = next(run_record.records(project.runs), None)
+    if as_json:
+        click.echo(json.dumps(msgspec.to_builtins(record), indent=2))
+        return
+    if record is None:
+        click.echo("No run yet. Start one with `graftline run`.")
+        return
+    spans = ", ".join(str(entry.span) for entry in record.window) or "not decided yet"
+    click.echo(f"{record.run_id}: {record.state}    {record.target}    window: {spans}")
+    for node in record.nodes:
+        note = "" if node.state == "done" else f"  ({node.state})"
+        click.echo(f"  {node.id:<20}{node.seconds:8.1f} s{note}")
+    if record.error:
+        click.echo(f"  {record.error}")
+    click.echo(f"  log: {project.runs / record.run_id / run_record.LOG_NAME}")
+    click.echo(_next_step(record))
+
+
+def _next_step(record: RunRecord) -> str:
+    if record.state == run_record.PUBLISHED:
+        return f"Version {record.published_version} is published. Try it: graftline predict IMAGE"
+    if record.state == run_record.RUNNING:
+        return "It is under way; its log grows."
+    if record.state == run_record.REFUSED:
+        return f"The {record.refused_by} gate said no; see the verdict in the run's folder."
+    return "Go on from where it stopped: graftline resume"
+
+
+def _end(project: Project, record: RunRecord, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(msgspec.to_builtins(record), indent=2))
+    else:
+        click.echo(
+            f"Version {record.published_version} is published in {project.base_path} "
+            f"({record.seconds:.0f} s in nodes). Try it: graftline predict IMAGE"
+        )

@@ -1,0 +1,59 @@
+"""A digest of everything that a node's result depends on and that TFX's cache does not see.
+
+TFX hashes a node's inputs and parameters, not the code of functions that are given by name, nor
+the versions of the libraries. The digest goes into the parameters of every node, so that a result
+of other code is never taken from the cache.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import subprocess
+from collections.abc import Iterator
+from importlib import metadata, resources
+from pathlib import Path
+
+
+@functools.lru_cache(maxsize=1)
+def code_digest() -> str:
+    """SHA-256 over the sources that nodes execute and the versions of installed packages."""
+    digest = hashlib.sha256()
+    for package in ("components", "pipeline", "schemas", "serving"):
+        for source in _sources(Path(str(resources.files(f"graftline.{package}")))):
+            digest.update(source)
+    versions = {
+        f"{distribution.name}=={distribution.version}" for distribution in metadata.distributions()
+    }
+    digest.update("\n".join(sorted(versions)).encode())
+    return digest.hexdigest()
+
+
+def _sources(folder: Path) -> Iterator[bytes]:
+    """Names and contents of all sources below a folder; the command line computes nothing."""
+    for source in sorted(folder.rglob("*")):
+        relative = source.relative_to(folder)
+        if source.suffix in (".py", ".pbtxt") and relative.parts[0] != "cli":
+            yield str(relative).encode()
+            yield source.read_bytes()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a small file; empty where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+
+
+def code_revision(project_root: Path) -> str:
+    """Graftline's version and, where the project is kept in Git, the revision of its checkout."""
+    revision = f"graftline {metadata.version('graftline')}"
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(project_root), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return revision
+    return f"{revision}, project {described}"

@@ -1,0 +1,251 @@
+"""The configuration of a project: one commented YAML, read once into typed, frozen data.
+
+Each section is defined beside the code that reads it; this module composes them, reads
+`graftline.yaml` with `key=value` overrides, and writes the commented file of a new project from
+the same definitions, so that names, defaults, bounds and comments stand in one place.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import msgspec
+import yaml
+from msgspec import Meta
+
+from graftline.components.data_gate.config import DataGateConfig
+from graftline.components.ingest.config import DropConfig
+from graftline.components.model_gate.config import ModelGateConfig
+from graftline.components.trainer.config import ImageConfig, TrainerConfig
+from graftline.serving.errors import UserError
+
+FILE_NAME = "graftline.yaml"
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the model is called."""
+
+    name: Annotated[
+        str,
+        Meta(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$",
+            description="Name of the model: its folder under the base path, and what clients ask for.",
+        ),
+    ] = "model"
+
+
+class PathsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where things are, relative to the project folder or absolute."""
+
+    schema: Annotated[
+        str, Meta(min_length=1, description="The curated schema: review it, commit it.")
+    ] = "schema/schema.pbtxt"
+    spans: Annotated[
+        str, Meta(min_length=1, description="Drops as TFRecords: span-<N>/version-<M>.")
+    ] = "spans"
+    quarantine: Annotated[
+        str, Meta(min_length=1, description="Images that could not be used, with the reason.")
+    ] = "quarantine"
+    runs: Annotated[
+        str, Meta(min_length=1, description="One folder per run: configuration, log, verdicts.")
+    ] = "runs"
+    artifacts: Annotated[
+        str, Meta(min_length=1, description="What the nodes of the pipeline write, and its metadata.")
+    ] = "tfx"
+    serving: Annotated[
+        str,
+        Meta(min_length=1, description="Base path that TensorFlow Serving watches: <model>/<version>."),
+    ] = "serving"
+
+
+class WindowConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which spans a run trains on."""
+
+    last: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="Train on this many newest spans up to the run's own; null: on all."),
+    ] = None
+
+
+class BeamConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How Beam stages run."""
+
+    options: Annotated[
+        tuple[str, ...],
+        Meta(description="Options of the Beam runner, word for word."),
+    ] = ("--runner=DirectRunner", "--direct_running_mode=in_memory", "--direct_num_workers=1")
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole configuration."""
+
+    model: ModelConfig = ModelConfig()
+    paths: PathsConfig = PathsConfig()
+    image: ImageConfig = ImageConfig()
+    drop: DropConfig = DropConfig()
+    data_gate: DataGateConfig = DataGateConfig()
+    window: WindowConfig = WindowConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    model_gate: ModelGateConfig = ModelGateConfig()
+    beam: BeamConfig = BeamConfig()
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads `1e-3` as a number and refuses a key that stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key!r} stands twice", problem_mark=key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1, which PyYAML follows, wants a dot and a sign in the exponent of a float.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads the configuration of a project.
+
+    Args:
+        path: the YAML file.
+        overrides: `section.key=value` each, the value in YAML; applied after the file is read.
+
+    Raises:
+        UserError: the file cannot be read or parsed, or a key is unknown, of the wrong type,
+            out of bounds or in an impossible combination; says which, what was found and what is
+            allowed.
+    """
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold sections such as `trainer:`, found {tree!r}.")
+    for override in overrides:
+        _apply(tree, override)
+    return parse_config(tree, origin=str(path))
+
+
+def parse_config(tree: dict[str, Any], origin: str) -> Config:
+    """Turns plain data into a configuration; `origin` names it in errors.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    try:
+        return msgspec.convert(tree, Config)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{origin}: {_explain(str(error), tree)}") from error
+
+
+def to_tree(config: Any) -> dict[str, Any]:
+    """Plain data (dicts, lists, scalars) of a configuration or a section."""
+    return msgspec.to_builtins(config)
+
+
+def write_config(config: Config, path: Path) -> None:
+    """Writes the configuration as YAML with the meaning and default of every key as comments."""
+    head = (
+        "# Configuration of a Graftline project. Every key with its meaning; what is left out has\n"
+        "# its default. On the command line: graftline run trainer.batch_size=64\n"
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(head + "\n".join(_lines(config, Config(), 0)) + "\n", encoding="utf-8")
+
+
+def _lines(value: msgspec.Struct, default: msgspec.Struct, depth: int) -> Iterator[str]:
+    indent = "  " * depth
+    hints = get_type_hints(type(value), include_extras=True)
+    for name in value.__struct_fields__:
+        found, usual = getattr(value, name), getattr(default, name)
+        if depth == 0:
+            yield ""
+        if isinstance(found, msgspec.Struct):
+            yield from _comment(indent, (type(found).__doc__ or "").split("\n")[0])
+            yield f"{indent}{name}:"
+            yield from _lines(found, usual if usual is not None else found, depth + 1)
+            continue
+        meta = [m for m in getattr(hints[name], "__metadata__", ()) if isinstance(m, Meta)]
+        described = " ".join(m.description for m in meta if m.description)
+        yield from _comment(indent, f"{described} Default: {_scalar(usual)}")
+        yield f"{indent}{name}: {_scalar(found)}"
+
+
+def _comment(indent: str, text: str) -> list[str]:
+    return textwrap.wrap(text, 98, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+
+
+def _scalar(value: Any) -> str:
+    plain = msgspec.to_builtins(value)
+    text = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=10_000)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, _, text = override.partition("=")
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"The override {override!r} has no valid value after `=`.") from error
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = tree.setdefault(section, {})
+        if inner is None:
+            inner = tree[section] = {}
+        if not isinstance(inner, dict):
+            raise UserError(f"The override {override!r}: {section} is a value, not a section.")
+        tree = inner
+    tree[last] = value
+
+
+_AT = re.compile(r" - at `\$\.?(?P<path>.*)`$")
+
+
+def _explain(message: str, tree: dict[str, Any]) -> str:
+    """Puts the key's path first, adds what was found and, for an unknown key, what is allowed."""
+    at = _AT.search(message)
+    path = at["path"] if at else ""
+    message = _AT.sub("", message)
+    unknown = re.match(r"Object contains unknown field `(.+)`", message)
+    if unknown:
+        allowed = list(_struct_at(path).__struct_fields__)
+        near = difflib.get_close_matches(unknown[1], allowed, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        where = f"{path}.{unknown[1]}" if path else unknown[1]
+        return f"{where} is not a known key.{hint} Allowed here: {', '.join(sorted(allowed))}."
+    found = _value_at(tree, path)
+    message = message[:1].lower() + message[1:]
+    return f"{path or 'the file'}: {message.rstrip('.')}; found {found!r}."
+
+
+def _struct_at(path: str) -> Any:
+    node: Any = Config()
+    for part in filter(None, re.split(r"\.|\[.*?\]", path)):
+        node = getattr(node, part)
+    return node
+
+
+def _value_at(tree: Any, path: str) -> Any:
+    for part in filter(None, re.split(r"\.|\[(?=\d)|\]", path)):
+        if isinstance(tree, dict):
+            tree = tree.get(part)
+        elif isinstance(tree, list) and part.isdigit():
+            tree = tree[int(part)]
+    return tree

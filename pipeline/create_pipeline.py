@@ -1,0 +1,248 @@
+"""The pipeline: which nodes there are and what flows between them.
+
+One definition for the local runner, CI and a cluster: a pure function of the project's
+configuration and the run's plan. See docs/architecture.md for the picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import tensorflow_data_validation as tfdv
+from tfx.components.example_gen.import_example_gen.component import ImportExampleGen
+from tfx.components.example_validator.component import ExampleValidator
+from tfx.components.pusher.component import Pusher
+from tfx.components.schema_gen.import_schema_gen.component import ImportSchemaGen
+from tfx.components.statistics_gen.component import StatisticsGen
+from tfx.components.trainer.component import Trainer
+from tfx.components.transform.component import Transform
+from tfx.dsl.compiler.compiler import Compiler
+from tfx.dsl.components.base import executor_spec
+from tfx.dsl.components.base.base_node import BaseNode
+from tfx.dsl.components.common.resolver import Resolver
+from tfx.orchestration.metadata import sqlite_metadata_connection_config
+from tfx.orchestration.pipeline import Pipeline
+from tfx.proto import (
+    example_gen_pb2,
+    pusher_pb2,
+    range_config_pb2,
+    trainer_pb2,
+    transform_pb2,
+)
+from tfx.proto.orchestration import pipeline_pb2
+from tfx.types import standard_artifacts
+from tfx.types.channel import Channel
+
+from graftline.components import publisher
+from graftline.components.data_gate.component import DataBlessing, DataGate
+from graftline.components.model_gate.component import ModelGate
+from graftline.components.model_gate.evaluator import Evaluator
+from graftline.pipeline.code_digest import code_digest, code_revision, file_digest
+from graftline.pipeline.config import to_tree
+from graftline.pipeline.evaluation import eval_config
+from graftline.pipeline.plan import Plan
+from graftline.pipeline.preprocessing import preprocessing_config
+from graftline.pipeline.project import Project
+from graftline.pipeline.resolvers import InServiceStrategy, PreviousSpanStrategy, WindowStrategy
+from graftline.schemas import curated
+
+NAME = "graftline"
+SPLITS = ("train", "eval", "test")
+
+
+@dataclass(frozen=True)
+class DataNodes:
+    """The nodes that take in one span and judge it; all that a span of the window needs."""
+
+    example_gen: ImportExampleGen
+    schema: ImportSchemaGen
+    gate: DataGate
+    all: tuple[BaseNode, ...]
+
+
+def create_pipeline(project: Project, plan: Plan, *, data_only: bool = False) -> Pipeline:
+    """Builds the pipeline of one run.
+
+    Args:
+        project: folder and configuration.
+        plan: what the run decided at its start.
+        data_only: end after the data gate: the target becomes part of later windows.
+    """
+    data = _data_nodes(project, plan)
+    nodes = list(data.all) if data_only else [*data.all, *_model_nodes(project, plan, data)]
+    return Pipeline(
+        pipeline_name=NAME,
+        pipeline_root=str(project.artifacts),
+        components=nodes,
+        enable_cache=True,
+        metadata_connection_config=sqlite_metadata_connection_config(str(project.metadata)),
+        beam_pipeline_args=list(project.config.beam.options),
+    )
+
+
+def compile_pipeline(project: Project, plan: Plan, *, data_only: bool = False) -> pipeline_pb2.Pipeline:
+    """Compiles the pipeline to TFX's IR and makes every node's cache key see what TFX overlooks.
+
+    Raises:
+        UserError: the schema is refused.
+    """
+    ir = Compiler().compile(create_pipeline(project, plan, data_only=data_only))
+    unseen = {
+        "code_digest": code_digest(),
+        "schema_digest": file_digest(project.schema),
+        "force": plan.force,
+    }
+    for node in ir.nodes:
+        parameters = node.pipeline_node.parameters.parameters
+        for name, value in unseen.items():
+            parameters[name].field_value.string_value = value
+    return ir
+
+
+def _data_nodes(project: Project, plan: Plan) -> DataNodes:
+    example_gen = ImportExampleGen(
+        input_base=str(project.spans),
+        input_config=example_gen_pb2.Input(
+            splits=[
+                example_gen_pb2.Input.Split(
+                    name=split, pattern=f"span-{{SPAN}}/version-{{VERSION}}/{split}/*"
+                )
+                for split in SPLITS
+            ]
+        ),
+        range_config=range_config_pb2.RangeConfig(
+            static_range=range_config_pb2.StaticRange(
+                start_span_number=plan.target.span, end_span_number=plan.target.span
+            )
+        ),
+    )
+    schema = ImportSchemaGen(schema_file=str(project.schema))
+    statistics = StatisticsGen(
+        examples=example_gen.outputs["examples"],
+        schema=schema.outputs["schema"],
+        stats_options=tfdv.StatsOptions(feature_allowlist=list(curated.DESCRIBED_FEATURES)),
+    )
+    validator = ExampleValidator(
+        statistics=statistics.outputs["statistics"], schema=schema.outputs["schema"]
+    )
+    previous = Resolver(
+        strategy_class=PreviousSpanStrategy,
+        config={
+            "span": plan.previous.span if plan.previous else 0,
+            "version": plan.previous.version if plan.previous else 0,
+        },
+        blessing=Channel(type=DataBlessing, producer_component_id=DataGate.__name__),
+    ).with_id("previous_span")
+    gate = DataGate(
+        examples=example_gen.outputs["examples"],
+        statistics=statistics.outputs["statistics"],
+        anomalies=validator.outputs["anomalies"],
+        previous=previous.outputs["blessing"],
+        config=msgspec.json.encode(project.config.data_gate).decode(),
+        accept_reason=plan.accept_anomalies,
+        report_dir=str(project.runs / plan.run_id),
+    )
+    return DataNodes(
+        example_gen, schema, gate, (schema, example_gen, statistics, validator, previous, gate)
+    )
+
+
+def _model_nodes(project: Project, plan: Plan, data: DataNodes) -> list[BaseNode]:
+    config = project.config
+    schema = curated.read(project.schema)
+    classes = curated.classes(schema)
+    report_dir = str(project.runs / plan.run_id)
+    window = Resolver(
+        strategy_class=WindowStrategy,
+        config={"spans": [[entry.span, entry.version] for entry in plan.window]},
+        examples=Channel(
+            type=standard_artifacts.Examples, producer_component_id=data.example_gen.id
+        ),
+        blessing=Channel(type=DataBlessing, producer_component_id=data.gate.id),
+    ).with_id("window")
+    window.add_upstream_node(data.gate)
+    examples = window.outputs["examples"]
+    transform = Transform(
+        examples=examples,
+        schema=data.schema.outputs["schema"],
+        preprocessing_fn="graftline.pipeline.preprocessing.preprocessing_fn",
+        custom_config=preprocessing_config(config.image, config.trainer, classes),
+        # Pixels are never materialised: the trainer applies the graph in its input pipeline.
+        materialize=False,
+        disable_statistics=True,
+        splits_config=transform_pb2.SplitsConfig(analyze=["train"], transform=[]),
+    )
+    trainer = Trainer(
+        examples=examples,
+        transform_graph=transform.outputs["transform_graph"],
+        schema=data.schema.outputs["schema"],
+        run_fn="graftline.components.trainer.run.run_fn",
+        train_args=trainer_pb2.TrainArgs(splits=["train"]),
+        eval_args=trainer_pb2.EvalArgs(splits=["eval"]),
+        custom_config={
+            "image": to_tree(config.image),
+            "trainer": to_tree(config.trainer),
+            "classes": classes,
+        },
+    )
+    in_service = Resolver(
+        strategy_class=InServiceStrategy,
+        config={"uri": _link_in_service(project, plan.baseline)},
+        model=Channel(type=standard_artifacts.Model, producer_component_id=trainer.id),
+    ).with_id("in_service")
+    evaluator = Evaluator(
+        examples=examples,
+        model=trainer.outputs["model"],
+        baseline_model=in_service.outputs["model"],
+        example_splits=["test"],
+        eval_config=eval_config(config.model_gate, classes),
+        schema=data.schema.outputs["schema"],
+    )
+    gate = ModelGate(
+        evaluation=evaluator.outputs["evaluation"],
+        model=trainer.outputs["model"],
+        baseline=in_service.outputs["model"],
+        config=msgspec.json.encode(config.model_gate).decode(),
+        classes=msgspec.json.encode(classes).decode(),
+        bless_reason=plan.bless,
+        baseline_version=plan.baseline or 0,
+        report_dir=report_dir,
+    )
+    pusher = Pusher(
+        model=trainer.outputs["model"],
+        model_blessing=gate.outputs["blessing"],
+        push_destination=pusher_pb2.PushDestination(
+            filesystem=pusher_pb2.PushDestination.Filesystem(base_directory=str(project.base_path))
+        ),
+        custom_config=_publication(project, plan, report_dir),
+        custom_executor_spec=executor_spec.ExecutorClassSpec(publisher.Executor),
+    )
+    return [window, transform, trainer, in_service, evaluator, gate, pusher]
+
+
+def _publication(project: Project, plan: Plan, report_dir: str) -> dict[str, Any]:
+    """What the publisher writes into the manifest beside the model's own files."""
+    return {
+        "model": project.config.model.name,
+        "spans": [[entry.span, entry.version] for entry in plan.window],
+        "config": to_tree(project.config),
+        "code_revision": code_revision(project.root),
+        "run_id": plan.run_id,
+        "report_dir": report_dir,
+    }
+
+
+def _link_in_service(project: Project, version: int | None) -> str:
+    """A folder in the layout of a Trainer's model whose serving part is a published version."""
+    if version is None:
+        return ""
+    folder = project.artifacts / "in_service" / str(version)
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / "Format-Serving"
+    if not link.is_symlink():
+        link.symlink_to(project.base_path / str(version), target_is_directory=True)
+    return str(folder)
+

@@ -1,0 +1,79 @@
+"""A project folder: where its configuration, spans, runs and versions are."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from graftline.pipeline.config import FILE_NAME, Config, load_config
+from graftline.serving.errors import UserError
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project folder and its configuration; all paths are absolute.
+
+    Attributes:
+        root: the folder that holds `graftline.yaml`.
+        config: the configuration, overrides applied.
+    """
+
+    root: Path
+    config: Config
+
+    @staticmethod
+    def find(directory: Path | None, overrides: Sequence[str] = ()) -> Project:
+        """Opens the project in `directory`, or in the current folder or the nearest parent.
+
+        Raises:
+            UserError: there is no project, or its configuration is refused.
+        """
+        start = (directory or Path()).resolve()
+        candidates = [start] if directory else [start, *start.parents]
+        for candidate in candidates:
+            if (candidate / FILE_NAME).is_file():
+                return Project(candidate, load_config(candidate / FILE_NAME, overrides))
+        raise UserError(
+            f"There is no {FILE_NAME} in {start}{'' if directory else ' or above it'}. Make a "
+            "project with `graftline init DIR --images FOLDER`, or name one with --project DIR."
+        )
+
+    def _path(self, configured: str) -> Path:
+        return (self.root / Path(configured).expanduser()).resolve()
+
+    @functools.cached_property
+    def schema(self) -> Path:
+        """The curated schema."""
+        return self._path(self.config.paths.schema)
+
+    @functools.cached_property
+    def spans(self) -> Path:
+        """Folder of the spans."""
+        return self._path(self.config.paths.spans)
+
+    @functools.cached_property
+    def quarantine(self) -> Path:
+        """Folder of what the drops could not use."""
+        return self._path(self.config.paths.quarantine)
+
+    @functools.cached_property
+    def runs(self) -> Path:
+        """Folder of the runs."""
+        return self._path(self.config.paths.runs)
+
+    @functools.cached_property
+    def artifacts(self) -> Path:
+        """Root of the pipeline's artifacts."""
+        return self._path(self.config.paths.artifacts)
+
+    @functools.cached_property
+    def metadata(self) -> Path:
+        """The metadata database."""
+        return self.artifacts / "metadata.sqlite"
+
+    @functools.cached_property
+    def base_path(self) -> Path:
+        """The model's base path: its children are the versions."""
+        return self._path(self.config.paths.serving) / self.config.model.name

@@ -1,0 +1,144 @@
+"""The record of a run: `runs/<run-id>/run.json`, readable without TFX.
+
+Written anew, in one rename, at every event of the run, so that `status`, `drops` and whoever looks
+after a crash find out how far it came.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+import msgspec
+
+from graftline.pipeline.plan import SpanVersion
+from graftline.serving.errors import UserError
+
+FILE_NAME = "run.json"
+LOG_NAME = "run.log"
+
+RUNNING = "running"
+PUBLISHED = "published"
+REFUSED = "refused"
+FAILED = "failed"
+INTERRUPTED = "interrupted"
+
+
+class NodeRecord(msgspec.Struct, kw_only=True):
+    """One node of a run: how it ended (`done`, `cached`, `failed`, `running`) and its seconds."""
+
+    id: str
+    state: str
+    seconds: float = 0.0
+
+
+class RunRecord(msgspec.Struct, kw_only=True):
+    """One run.
+
+    Attributes:
+        run_id: its name and folder.
+        span: number of the span that it ingested.
+        version: version of that span.
+        window: all spans that it trained on.
+        state: running, published, refused, failed or interrupted.
+        started: UTC, ISO 8601.
+        finished: UTC, empty while it runs.
+        pid: process that runs it.
+        nodes: the nodes so far, in order.
+        refused_by: `data` or `model` where a gate said no.
+        data_gate: whether the target span passed the data gate, None where it came not so far.
+        published_version: version under the base path, where it got so far.
+        error: last line of what went wrong.
+    """
+
+    run_id: str
+    span: int
+    version: int
+    window: tuple[SpanVersion, ...] = ()
+    state: str = RUNNING
+    started: str = msgspec.field(default_factory=lambda: now())
+    finished: str = ""
+    pid: int = msgspec.field(default_factory=os.getpid)
+    nodes: list[NodeRecord] = []
+    refused_by: str = ""
+    published_version: int | None = None
+    error: str = ""
+
+    def write(self, runs: Path) -> None:
+        """Replaces the record on disk in one rename."""
+        path = runs / self.run_id / FILE_NAME
+        staged = path.with_suffix(".tmp")
+        staged.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=2))
+        staged.replace(path)
+
+    @property
+    def target(self) -> SpanVersion:
+        """The span that the run ingested."""
+        return SpanVersion(self.span, self.version)
+
+    @property
+    def seconds(self) -> float:
+        """Sum over the nodes."""
+        return sum(node.seconds for node in self.nodes)
+
+
+def now() -> str:
+    """The time in UTC, to the second, ISO 8601."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def new_run_id(runs: Path) -> str:
+    """A name for the next run: a number that counts up, so that names sort as the runs came."""
+    numbers = [int(path.name[4:]) for path in runs.glob("run-*") if path.name[4:].isdigit()]
+    return f"run-{max(numbers, default=0) + 1:04d}"
+
+
+def records(runs: Path) -> Iterator[RunRecord]:
+    """All runs of a project, the newest first; a run whose process is gone is `interrupted`."""
+    live = is_locked(runs)
+    for path in sorted(runs.glob(f"run-*/{FILE_NAME}"), reverse=True):
+        record = msgspec.json.decode(path.read_bytes(), type=RunRecord)
+        if record.state == RUNNING and not live:
+            record.state = INTERRUPTED
+        yield record
+
+
+def lock(runs: Path) -> filelock.FileLock:
+    """The lock that a run holds on its project; the system frees it when the process dies.
+
+    Raises:
+        UserError: another run holds it, or the folder cannot be written.
+    """
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        held = filelock.FileLock(runs / ".lock")
+        # `status` probes the lock for an instant.
+        held.acquire(timeout=1)
+    except filelock.Timeout:
+        current = next((record for record in records(runs) if record.state == RUNNING), None)
+        who = f"{current.run_id} (process {current.pid}, since {current.started})" if current else ""
+        raise UserError(
+            f"Another run is under way in this project: {who or 'it has just begun'}. Wait for it, "
+            "look at it with `graftline status`, or stop it; then try again."
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"The folder of the runs, {runs}, cannot be written: {error.strerror}."
+        ) from error
+    return held
+
+
+def is_locked(runs: Path) -> bool:
+    """Whether a run is under way."""
+    if not (runs / ".lock").exists():
+        return False
+    probe = filelock.FileLock(runs / ".lock")
+    try:
+        probe.acquire(timeout=0)
+    except filelock.Timeout:
+        return True
+    probe.release()
+    return False
