@@ -64,13 +64,27 @@ class BasePath:
         with explained(f"Cannot list the versions in {self.root}"):
             return list_versions(self.root)
 
-    def in_service(self) -> Version | None:
+    def in_service(self) -> int | None:
         """The version that a server which watches the base path serves: the highest complete one.
 
         Whatever needs to know what serves asks here, so that a version pinned in a server's
         configuration has one place to be looked up in.
         """
-        return next((v for v in self.versions() if v.state == "in service"), None)
+        return next((v.number for v in self.versions() if v.state == "in service"), None)
+
+    def folder(self, number: int | None = None) -> Path:
+        """The folder of a version that is not withdrawn, by default of the one in service.
+
+        Raises:
+            UserError: there is none.
+        """
+        versions = [v for v in self.versions() if v.state in ("in service", "present")]
+        if not versions:
+            raise UserError(
+                f"Nothing is published in {self.root} yet. `graftline run` publishes a first "
+                "version."
+            )
+        return self._choose(versions, versions[-1].number if number is None else number)[-1].path
 
     def history(self) -> list[Event]:
         """Every recorded change, oldest first."""
@@ -332,13 +346,12 @@ class BasePath:
         withdrawn: tuple[int, ...] = (),
         manifest_sha256: str = "",
     ) -> Event:
-        serving = self.in_service()
         event = Event(
             when=history.now(),
             who=history.whoami(),
             what=what,
             version=number,
-            in_service=serving.number if serving else None,
+            in_service=self.in_service(),
             withdrawn=withdrawn,
             reason=reason,
             manifest_sha256=manifest_sha256,

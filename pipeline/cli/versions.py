@@ -30,7 +30,7 @@ def versions(project: Project, as_json: bool) -> None:
         _print_json(
             {
                 "base_path": str(base_path.root),
-                "in_service": next((v.number for v in found if v.state == "in service"), None),
+                "in_service": base_path.in_service(),
                 "versions": [_as_data(version) for version in found],
                 "history": base_path.history(),
             }
@@ -153,8 +153,7 @@ def _ranges(numbers: Sequence[int]) -> str:
 def _print_change(
     project: Project, as_json: bool, event: Event | None, version: int | None
 ) -> None:
-    serving = BasePath(project.base_path).in_service()
-    number = serving.number if serving else None
+    number = BasePath(project.base_path).in_service()
     if as_json:
         _print_json({"changed": event is not None, "in_service": number, "event": event})
     elif event is None:

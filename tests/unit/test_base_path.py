@@ -62,7 +62,7 @@ def test_versions_count_up_from_1_and_the_highest_is_in_service(base_path):
 def test_version_10_is_above_version_9(base_path):
     saved_model(base_path.root / "9")
     assert publish(base_path, "a") == 10
-    assert base_path.in_service().number == 10
+    assert base_path.in_service() == 10
 
 
 def test_names_are_parsed_as_tensorflow_serving_parses_them(base_path):
@@ -74,7 +74,7 @@ def test_names_are_parsed_as_tensorflow_serving_parses_them(base_path):
 def test_of_two_names_with_one_number_the_last_is_in_service(base_path):
     saved_model(base_path.root / "001")
     saved_model(base_path.root / "1")
-    assert base_path.in_service().path.name == "1"
+    assert base_path.folder().name == "1"
 
 
 def test_an_incomplete_folder_is_listed_and_never_in_service_and_its_number_not_reused(base_path):
@@ -106,7 +106,7 @@ def test_the_manifest_has_the_hash_and_size_of_every_file(base_path):
 
 def test_the_manifest_says_where_the_version_comes_from(base_path):
     publish(base_path, "a")
-    manifest = base_path.in_service().manifest
+    manifest = base_path.versions()[-1].manifest
     assert (manifest.version, manifest.model_id, manifest.run_id) == (1, "a", "run-7")
     assert manifest.spans == ((1, 1), (2, 3))
     assert manifest.configuration == {"trainer": {"epochs": 3}}
@@ -218,5 +218,5 @@ def test_a_publication_that_was_not_recorded_is_recorded_by_the_next_attempt(bas
 def test_a_manifest_that_cannot_be_read_does_not_hide_its_version(base_path):
     publish(base_path, "a")
     (base_path.root / "1" / "manifest.json").write_text('{"model": ')
-    assert base_path.in_service().number == 1
-    assert base_path.in_service().manifest is None
+    assert base_path.in_service() == 1
+    assert base_path.versions()[-1].manifest is None

@@ -63,7 +63,7 @@ def test_a_rollback_on_a_full_disk_works_and_says_that_it_is_not_recorded(
     _fill(base_path.root / history.FILE_NAME, small_disk)
     with caplog.at_level(logging.WARNING):
         base_path.rollback(reason="disk is full too")
-    assert base_path.in_service().number == 1
+    assert base_path.in_service() == 1
     assert "could not be recorded" in caplog.text
     assert "disk is full too" in caplog.text
 
@@ -85,7 +85,7 @@ def test_a_read_only_disk_is_said(small_disk, tmp_path):
         base_path.publish(tmp_path / "trained", Manifest(model="flowers", model_id="b"))
     with pytest.raises(UserError, match=r"Cannot roll back.*Read-only file system"):
         base_path.rollback(1)
-    assert base_path.in_service().number == 1
+    assert base_path.in_service() == 1
     assert base_path.verify() == {1: []}
 
 

@@ -68,7 +68,7 @@ def test_below_the_lowest_version_there_is_nothing_to_go_back_to(base_path):
     base_path.rollback(1)
     with pytest.raises(UserError, match="none below it to go back to"):
         base_path.rollback()
-    assert base_path.in_service().number == 1
+    assert base_path.in_service() == 1
 
 
 def test_a_server_that_looks_at_any_moment_goes_from_the_one_version_to_the_other(
@@ -79,7 +79,7 @@ def test_a_server_that_looks_at_any_moment_goes_from_the_one_version_to_the_othe
 
     def observed(path: Path, target: Path) -> Path:
         result = rename(path, target)
-        seen.append(base_path.in_service().number)
+        seen.append(base_path.in_service())
         return result
 
     monkeypatch.setattr(Path, "rename", observed)
@@ -134,13 +134,13 @@ def test_the_only_version_left_is_never_withdrawn(base_path):
     with pytest.raises(UserError, match="only one"):
         base_path.withdraw(1)
     assert base_path.withdraw(4) is not None
-    assert base_path.in_service().number == 1
+    assert base_path.in_service() == 1
 
 
 def test_both_folders_of_a_number_that_stands_there_twice_are_withdrawn(base_path):
     saved_model(base_path.root / "003")
     base_path.withdraw(3)
-    assert base_path.in_service().number == 2
+    assert base_path.in_service() == 2
 
 
 def test_what_was_published_verifies(base_path):
@@ -197,7 +197,7 @@ def test_a_version_that_is_not_what_was_published_is_not_put_in_service(base_pat
     base_path.withdraw(1)
     with pytest.raises(UserError, match="Version 1 is not what was published"):
         base_path.restore(1)
-    assert base_path.in_service().number == 3
+    assert base_path.in_service() == 3
 
 
 def test_a_version_whose_manifest_was_removed_is_not_put_in_service(base_path):
@@ -219,3 +219,14 @@ def test_a_version_of_another_program_can_be_gone_back_to_but_does_not_verify(tm
     saved_model(tmp_path / "1700000001")
     assert base_path.rollback().version == 1700000000
     assert base_path.verify(1700000000)[1700000000] == [Problem("manifest.json", "missing")]
+
+
+def test_the_folder_of_a_version_that_serves_is_found_and_of_a_withdrawn_one_is_not(base_path):
+    assert base_path.folder() == base_path.root / "3"
+    assert base_path.folder(1) == base_path.root / "1"
+    base_path.withdraw(3)
+    assert base_path.folder() == base_path.root / "2"
+    with pytest.raises(UserError, match=r"no version 3 .* there are: 1, 2"):
+        base_path.folder(3)
+    with pytest.raises(UserError, match="graftline run"):
+        BasePath(base_path.root / "empty").folder()
