@@ -28,7 +28,7 @@ import msgspec
 from graftline.serving import history, manifest, model_card
 from graftline.serving.errors import UserError
 from graftline.serving.file_system import copy_tree, explained, locked, sync, write
-from graftline.serving.history import Event
+from graftline.serving.history import Change, Event
 from graftline.serving.manifest import Manifest, Problem
 from graftline.serving.versions import (
     HIGHEST_NUMBER,
@@ -114,9 +114,11 @@ class BasePath:
                 shutil.rmtree(stale)
             number = self._published_as(description.model_id)
             if number is None:
-                number = self._publish_new(saved_model, description)
-            self._record_publication(number)
-        return number
+                return self._publish_new(saved_model, description)
+            with self._change_lock():
+                # A publisher may have died between its rename and its record.
+                self._record_publication(number)
+            return number
 
     def withdraw(self, number: int, reason: str = "") -> Event | None:
         """Takes a version out of service without deleting it; None when it is already.
@@ -281,8 +283,10 @@ class BasePath:
         try:
             copy_tree(saved_model, staged)
             files = manifest.hash_files(staged)
-            with locked(self._staging / "change.lock", _CHANGE_TIMEOUT_SECONDS):
-                return self._number(staged, msgspec.structs.replace(description, files=files))
+            with self._change_lock():
+                number = self._number(staged, msgspec.structs.replace(description, files=files))
+                self._record_publication(number)
+            return number
         finally:
             shutil.rmtree(staged, ignore_errors=True)
 
@@ -332,7 +336,7 @@ class BasePath:
             raise
 
     def _record_publication(self, number: int) -> None:
-        """Records a publication once; a publisher may die between its rename and its record."""
+        """Records a publication, once."""
         if self._publication(number) is None:
             [version, *_] = self._choose(self.versions(), number)
             digest = manifest.hash_file(version.path / manifest.FILE_NAME).sha256
@@ -340,7 +344,7 @@ class BasePath:
 
     def _record(
         self,
-        what: history.Change,
+        what: Change,
         number: int,
         reason: str,
         withdrawn: tuple[int, ...] = (),
@@ -372,8 +376,8 @@ class BasePath:
                 f"{failure}: nothing is published in {self.root} yet. `graftline run` publishes a "
                 "first version."
             )
-        with (
-            explained(f"{failure} in {self.root}"),
-            locked(self._staging / "change.lock", _CHANGE_TIMEOUT_SECONDS),
-        ):
+        with explained(f"{failure} in {self.root}"), self._change_lock():
             yield
+
+    def _change_lock(self) -> contextlib.AbstractContextManager[None]:
+        return locked(self._staging / "change.lock", _CHANGE_TIMEOUT_SECONDS)

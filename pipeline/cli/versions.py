@@ -111,7 +111,11 @@ def _print_json(document: object) -> None:
 
 
 def _as_data(version: Version) -> dict[str, object]:
-    data = {"version": version.number, "state": version.state, "path": str(version.path)}
+    data: dict[str, object] = {
+        "version": version.number,
+        "state": version.state,
+        "path": str(version.path),
+    }
     if manifest := version.manifest:
         return {**data, "accuracy": manifest.accuracy, "manifest": manifest}
     return data
