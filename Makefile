@@ -1,0 +1,46 @@
+# Graftline's commands for those who try it and those who work on it. `make` lists them.
+PYTHON := .venv/bin/python
+FOLDERS := pipeline components schemas serving kubeflow
+TYPES := build/types/graftline
+RESOLVE := .venv/bin/uv pip compile --quiet --upgrade --no-header --no-annotate
+
+.PHONY: help environment demo test test-fast test-end-to-end test-current check format lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
+
+environment: ## make or update .venv
+	@requirements/environment.sh
+
+demo: environment ## the main job on handwritten digits, five minutes
+	@$(PYTHON) -m graftline.pipeline.demo demo
+
+test: check ## all checks and tests
+	$(PYTHON) -m pytest
+
+test-fast: environment ## the tests that take seconds
+	$(PYTHON) -m pytest -m "not end_to_end"
+
+test-end-to-end: environment ## the tests that run whole pipelines and real processes
+	$(PYTHON) -m pytest -m end_to_end
+
+test-current: ## the fast tests and the demo on the current stack, in a Debian 13 tree (root)
+	requirements/debian13.sh test-fast demo
+
+check: environment ## lint, format, types
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	@mkdir -p $(TYPES)
+	@for folder in $(FOLDERS); do ln -sfn ../../../$$folder $(TYPES)/$$folder; done
+	MYPYPATH=build/types $(PYTHON) -m mypy --namespace-packages --explicit-package-bases -p graftline
+
+format: environment ## put the sources into shape
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+lock: environment ## resolve both lock files anew
+	$(RESOLVE) --python-version 3.10 -o requirements/tfx-1.16.lock requirements/tfx-1.16.in
+	$(RESOLVE) --python-version 3.12 --universal -o requirements/tfx-1.21.lock requirements/tfx-1.21.in
+
+clean: ## remove what was made, but no project of yours
+	rm -rf .venv .venv.lock build demo .mypy_cache .pytest_cache .ruff_cache *.egg-info
