@@ -87,8 +87,13 @@ class BasePath:
         return self._choose(versions, versions[-1].number if number is None else number)[-1].path
 
     def history(self) -> list[Event]:
-        """Every recorded change, oldest first."""
-        return history.read(self._history)
+        """Every recorded change, oldest first.
+
+        Raises:
+            UserError: the record cannot be read.
+        """
+        with explained(f"Cannot read the history of {self.root}"):
+            return history.read(self._history)
 
     def publish(self, saved_model: Path, description: Manifest) -> int:
         """Makes a SavedModel the next version, in one rename, and returns its number.
@@ -371,13 +376,14 @@ class BasePath:
 
     @contextlib.contextmanager
     def _changing(self, failure: str) -> Iterator[None]:
-        if not self.root.is_dir():
-            raise UserError(
-                f"{failure}: nothing is published in {self.root} yet. `graftline run` publishes a "
-                "first version."
-            )
-        with explained(f"{failure} in {self.root}"), self._change_lock():
-            yield
+        with explained(f"{failure} in {self.root}"):
+            if not self.root.exists():
+                raise UserError(
+                    f"{failure}: nothing is published in {self.root} yet. `graftline run` "
+                    "publishes a first version."
+                )
+            with self._change_lock():
+                yield
 
     def _change_lock(self) -> contextlib.AbstractContextManager[None]:
         return locked(self._staging / "change.lock", _CHANGE_TIMEOUT_SECONDS)

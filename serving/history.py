@@ -15,6 +15,8 @@ from typing import Literal
 
 import msgspec
 
+from graftline.serving.file_system import sync
+
 FILE_NAME = "history.jsonl"
 
 Change = Literal["published", "withdrawn", "restored", "rolled back"]
@@ -74,6 +76,8 @@ def append(path: Path, event: Event) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    if size == 0:
+        sync(path.parent)
 
 
 def read(path: Path) -> list[Event]:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,6 +84,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             (m.candidate for m in self.measures if (m.metric, m.slice) == ("accuracy", "overall")),
             None,
         )
+
+    @property
+    def span_ranges(self) -> str:
+        """The numbers of the spans in short: `1-3, 7`."""
+        numbers = enumerate(sorted({number for number, _ in self.spans}))
+        runs = groupby(numbers, key=lambda entry: entry[1] - entry[0])
+        ends = [(run[0], run[-1]) for run in ([n for _, n in entries] for _, entries in runs)]
+        return ", ".join(f"{first}-{last}" if first < last else f"{first}" for first, last in ends)
 
     @property
     def size(self) -> int:

@@ -89,16 +89,16 @@ def _bar(value: float | None) -> str:
 
 
 def _data(manifest: Manifest) -> str:
-    spans = ", ".join(f"span {number} (version {version})" for number, version in manifest.spans)
+    later = "".join(f", span {number} in version {v}" for number, v in manifest.spans if v > 1)
     images = ", ".join(f"{count:,} for {split}" for split, count in manifest.images.items())
-    lines = [f"Trained on {spans}." if spans else "The spans are not recorded."]
-    if images:
-        lines.append(f"Images: {images}.")
-    lines.append(
-        "Near-duplicates are kept on one side of the split; images that could not be used were "
-        "quarantined when they came in."
-    )
-    return " ".join(lines)
+    return " ".join(
+        [
+            f"Spans {manifest.span_ranges or 'not recorded'}{later}.",
+            f"Images: {images}." if images else "",
+            "Near-duplicates are kept on one side of the split; images that could not be used "
+            "were quarantined when they came in.",
+        ]
+    ).replace("  ", " ")
 
 
 def _limits(manifest: Manifest) -> str:

@@ -82,12 +82,12 @@ def _read(path: Path) -> bytes | str:
 
 def _print_table(answers: Sequence[Answer]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("image", "class", box=None)
+    table = Table(Column("image", overflow="fold"), "class", box=None)
     table.add_column("probability", justify="right")
     for answer in answers:
         for rank, (name, probability) in enumerate(answer.classes):
             table.add_row("" if rank else answer.file, name, f"{probability:.3f}")
     if table.rows:
-        Console().print(table)
+        Console(markup=False, emoji=False, highlight=False).print(table)

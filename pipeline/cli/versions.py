@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from itertools import groupby
 
 import click
 import msgspec
@@ -13,8 +12,10 @@ from graftline.pipeline.cli.project_command import project_command
 from graftline.pipeline.project import Project
 from graftline.serving.base_path import BasePath
 from graftline.serving.history import Event
+from graftline.serving.manifest import Manifest
 from graftline.serving.versions import Version
 
+_NUMBERS = ("version", "accuracy", "size")
 _STYLES = {"in service": "bold green", "withdrawn": "dim", "incomplete": "red", "present": ""}
 
 _reason = click.option("--reason", default="", metavar="TEXT", help="Why, for the history.")
@@ -40,6 +41,10 @@ def versions(project: Project, as_json: bool) -> None:
         print(f"Nothing is published in {base_path.root} yet. Next: graftline run")
         return
     _print_versions(base_path.root.name, found)
+    if changes := base_path.history():
+        last = changes[-1]
+        why = f": {last.reason}" if last.reason else ""
+        print(f"{last.when:%Y-%m-%d %H:%M} {last.who}: {last.version} {last.what}{why}")
     if incomplete := [v.number for v in found if v.state == "incomplete"]:
         print(
             f"Version {incomplete[-1]} is incomplete: a server that watches this folder keeps "
@@ -88,15 +93,15 @@ def verify(project: Project, as_json: bool, version: int | None) -> None:
         print(f"Nothing is published in {base_path.root} yet. Next: graftline run")
     else:
         from rich.console import Console
-        from rich.table import Table
+        from rich.table import Column, Table
 
-        table = Table("version", "file", "finding", box=None)
+        table = Table("version", Column("file", overflow="fold"), "finding", box=None)
         for number, found in problems.items():
             for problem in found:
                 table.add_row(str(number), problem.file, problem.what, style="red")
             if not found:
                 table.add_row(str(number), "all files", "as published")
-        Console().print(table)
+        Console(markup=False, emoji=False, highlight=False).print(table)
         if damaged:
             numbers = ", ".join(map(str, damaged))
             print(f"Not as published: {numbers}. Next: graftline rollback, or publish again.")
@@ -126,32 +131,24 @@ def _print_versions(model: str, found: Sequence[Version]) -> None:
     from rich.table import Table
 
     table = Table(title=model, title_justify="left", box=None)
-    for column in ("version", "accuracy", "size"):
-        table.add_column(column, justify="right")
-    for column in ("state", "created (UTC)", "spans", "run"):
-        table.add_column(column)
+    for column in ("version", "state", "created (UTC)", "spans", "accuracy", "size", "run"):
+        table.add_column(column, justify="right" if column in _NUMBERS else "left")
     for version in found:
-        manifest = version.manifest
-        details = ["", "", version.state, "", "", ""]
-        if manifest is not None and manifest.created is not None:
-            accuracy = manifest.accuracy
-            details = [
-                "" if accuracy is None else f"{accuracy:.3f}",
-                f"{manifest.size / 1e6:.1f} MB",
-                version.state,
-                f"{manifest.created:%Y-%m-%d %H:%M}",
-                _ranges([number for number, _ in manifest.spans]),
-                manifest.run_id,
-            ]
-        table.add_row(str(version.number), *details, style=_STYLES[version.state])
-    Console().print(table)
+        details = _details(version.manifest)
+        table.add_row(str(version.number), version.state, *details, style=_STYLES[version.state])
+    Console(markup=False, emoji=False, highlight=False).print(table)
 
 
-def _ranges(numbers: Sequence[int]) -> str:
-    """Writes 1, 2, 3, 7 as `1-3, 7`."""
-    runs = groupby(enumerate(sorted(set(numbers))), key=lambda pair: pair[1] - pair[0])
-    spans = [[number for _, number in run] for _, run in runs]
-    return ", ".join(str(s[0]) if len(s) == 1 else f"{s[0]}-{s[-1]}" for s in spans)
+def _details(manifest: Manifest | None) -> tuple[str, ...]:
+    if manifest is None or manifest.created is None:
+        return ()
+    return (
+        f"{manifest.created:%Y-%m-%d %H:%M}",
+        manifest.span_ranges,
+        "" if manifest.accuracy is None else f"{manifest.accuracy:.3f}",
+        f"{manifest.size / 1e6:.1f} MB",
+        manifest.run_id,
+    )
 
 
 def _print_change(

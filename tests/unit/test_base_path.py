@@ -122,7 +122,7 @@ def test_the_model_card_is_readable_and_complete(base_path):
         "`daisy`, `rose`",
         "| accuracy | overall | 0.910 |  | 0.800 | passed |",
         "| recall | rose | 0.500 |  |  | undecidable |",
-        "span 1 (version 1), span 2 (version 3)",
+        "Spans 1-2, span 2 in version 3.",
         "Too few test images to judge: rose.",
         "| trainer.epochs | 3 |",
         "run-7",

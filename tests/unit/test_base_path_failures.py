@@ -4,8 +4,9 @@ import logging
 import os
 import shutil
 import subprocess
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,45 @@ def test_a_base_path_that_cannot_be_made_on_a_read_only_disk_is_said(small_disk,
     _run_as_root("mount", "-o", "remount,ro", str(small_disk))
     with pytest.raises(UserError, match="Read-only file system"):
         BasePath(small_disk / "a" / "b").publish(saved_model(tmp_path / "trained"), MANIFEST)
+
+
+@pytest.fixture
+def stranger() -> Iterator[Callable[[], None]]:
+    """Turns this process into a user without rights, until the test ends."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    yield lambda: os.seteuid(65534)
+    os.seteuid(0)
+
+
+def test_a_user_without_rights_is_told_so_and_can_still_look(stranger, tmp_path):
+    with tempfile.TemporaryDirectory() as shared:
+        Path(shared).chmod(0o755)
+        base_path = BasePath(Path(shared) / "flowers")
+        trained = saved_model(Path(shared) / "trained")
+        for model_id in "ab":
+            base_path.publish(trained, Manifest(model="flowers", model_id=model_id))
+        stranger()
+        with pytest.raises(UserError, match=r"Cannot publish.*Permission denied.*Make it writable"):
+            base_path.publish(trained, Manifest(model="flowers", model_id="c"))
+        with pytest.raises(UserError, match=r"Cannot publish.*Permission denied"):
+            BasePath(Path(shared) / "new" / "roses").publish(trained, MANIFEST)
+        with pytest.raises(UserError, match=r"Cannot roll back.*Permission denied"):
+            base_path.rollback()
+        assert base_path.in_service() == 2
+        assert base_path.verify() == {1: [], 2: []}
+        os.seteuid(0)
+
+
+def test_a_folder_that_may_not_be_read_is_said(stranger):
+    with tempfile.TemporaryDirectory() as private:
+        base_path = BasePath(Path(private) / "flowers")
+        base_path.root.mkdir()
+        stranger()
+        for look in (base_path.versions, base_path.rollback, base_path.history):
+            with pytest.raises(UserError, match="Permission denied"):
+                look()
+        os.seteuid(0)
 
 
 @pytest.mark.parametrize("obstacle", ["serving", "serving/flowers", "serving/flowers/.graftline"])
