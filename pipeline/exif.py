@@ -43,9 +43,7 @@ def orientations(encoded: tf.Tensor) -> tf.Tensor:
         & (tf.range(_MOST_ENTRIES) < count[:, None])
     )
     # At most one entry is sought, so that the largest of the values is its value.
-    value = tf.reduce_max(
-        tf.where(sought, _number(entries[..., 8:10], little[:, None]), 0), axis=1
-    )
+    value = tf.reduce_max(tf.where(sought, _number(entries[..., 8:10], little[:, None]), 0), axis=1)
     valid = (little | big) & (value >= 1) & (value <= 8)
     return tf.where(valid, value, 1)
 

@@ -14,11 +14,20 @@ import msgspec
 import tensorflow as tf
 
 from graftline.components.trainer import backbones
-from graftline.components.trainer.config import ImageConfig
+from graftline.components.trainer.config import ImageConfig, TrainerConfig
+from graftline.components.trainer.inputs import IMAGE, LABEL
 from graftline.pipeline.exif import orientations
 
-IMAGE = "image"
-LABEL = "label"
+
+def preprocessing_config(
+    image: ImageConfig, trainer: TrainerConfig, classes: Sequence[str]
+) -> dict[str, Any]:
+    """What `preprocessing_fn` has to know, as plain data."""
+    return {
+        "image": msgspec.to_builtins(image),
+        "backbone": trainer.backbone,
+        "classes": list(classes),
+    }
 
 
 def preprocessing_fn(
@@ -79,7 +88,7 @@ def _fit(image: tf.Tensor, config: ImageConfig) -> tf.Tensor:
 
 
 def _turn_upright(images: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-    """Undoes EXIF orientations 2 to 8; the squares are turned, which is less work than the images."""
+    """Undoes EXIF orientations 2 to 8, on the squares, which are smaller than the images."""
 
     def turn() -> tf.Tensor:
         transposed, mirrored, flipped = (

@@ -1,0 +1,1 @@
+"""The trainer: backbones, inputs, features computed once, phases, export."""

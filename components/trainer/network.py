@@ -1,0 +1,33 @@
+"""The network that trains: a backbone, or a part of one, with a new head."""
+
+from __future__ import annotations
+
+import tf_keras
+
+from graftline.components.trainer.config import HeadConfig
+
+
+def make_head(config: HeadConfig, features: int, classes: int) -> tf_keras.Model:
+    """The layers between the backbone and the classes, with random weights.
+
+    Returns:
+        A Keras model from features (B, F) to logits (B, C).
+    """
+    layers = tf_keras.layers
+    head = tf_keras.Sequential([tf_keras.Input((features,))], name="head")
+    for units in config.hidden:
+        head.add(layers.Dropout(config.dropout))
+        head.add(layers.Dense(units, activation="relu"))
+    head.add(layers.Dropout(config.dropout))
+    head.add(layers.Dense(classes, dtype="float32"))
+    return head
+
+
+def join(backbone: tf_keras.Model, head: tf_keras.Model) -> tf_keras.Model:
+    """A backbone, or its upper part, followed by a head; the layers are shared, not copied.
+
+    Batch normalisation stays in inference mode: its statistics are those of the images that the
+    backbone was pretrained on, and a small batch would spoil them.
+    """
+    inputs = tf_keras.Input(backbone.input_shape[1:])
+    return tf_keras.Model(inputs, head(backbone(inputs, training=False)))

@@ -1,0 +1,159 @@
+"""One phase of training: fit, watch the eval split, keep the best weights.
+
+Both phases compile with the same loss on the same labels, so that the first loss after unfreezing
+goes on where the last before it ended, and share one notion of the best epoch so far.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from graftline.components.progress import report
+from graftline.components.trainer.record import Best, Epoch, Phase
+from graftline.serving.errors import UserError
+
+_TITLES = {"frozen": "training the head", "fine_tune": "fine-tuning"}
+
+
+class Watch(tf_keras.callbacks.Callback):
+    """Records epochs, ends a phase that no longer improves, stops on a loss that is no number.
+
+    Args:
+        phase: `frozen` or `fine_tune`.
+        patience: epochs without a lower loss on the eval split that end the phase.
+        best: the best epoch of the phases before, to be improved on; None: there was none.
+    """
+
+    def __init__(self, phase: str, patience: int, best: Best | None) -> None:
+        super().__init__()
+        self.epochs: list[Epoch] = []
+        self.best = best
+        self._phase = phase
+        self._patience = patience
+        self._waited = 0
+        self._weights: list[np.ndarray] = []
+        self._started = 0.0
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        """Takes the weights that the phase begins with as the best so far."""
+        self._weights = self.model.get_weights()
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Starts the clock."""
+        self._started = time.monotonic()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        """Stops at once where the loss is no number.
+
+        Raises:
+            UserError: it is none; says when, and which rate to lower.
+        """
+        if not math.isfinite((logs or {})["loss"]):
+            rate = float(self.model.optimizer.learning_rate)
+            raise UserError(
+                f"Training diverged: the loss became {logs['loss']} in step {batch + 1} of epoch "
+                f"{len(self.epochs) + 1} of the phase {self._phase}, at a learning rate of "
+                f"{rate:g}. Lower trainer.{self._phase}.rate."
+            )
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Records the epoch, keeps its weights if they are the best, ends the phase if due."""
+        logs = logs or {}
+        done = Epoch(
+            epoch=epoch + 1,
+            loss=float(logs["loss"]),
+            accuracy=float(logs["accuracy"]),
+            eval_loss=_optional(logs, "val_loss"),
+            eval_accuracy=_optional(logs, "val_accuracy"),
+            seconds=time.monotonic() - self._started,
+        )
+        self.epochs.append(done)
+        shown = done.accuracy if done.eval_accuracy is None else done.eval_accuracy
+        report(f"{_TITLES[self._phase]} {epoch + 1}/{self.params['epochs']}  accuracy {shown:.3f}")
+        if self._improves(done):
+            self.best = Best(
+                phase=self._phase,
+                epoch=done.epoch,
+                eval_loss=done.eval_loss,
+                eval_accuracy=done.eval_accuracy,
+            )
+            self._weights = self.model.get_weights()
+            self._waited = 0
+            return
+        self._waited += 1
+        self.model.stop_training = self._waited >= self._patience
+
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        """Puts the best weights back."""
+        self.model.set_weights(self._weights)
+
+    def _improves(self, done: Epoch) -> bool:
+        if self.best is None or self.best.eval_loss is None or done.eval_loss is None:
+            return True
+        return done.eval_loss < self.best.eval_loss
+
+
+def _optional(logs: dict[str, float], name: str) -> float | None:
+    return float(logs[name]) if name in logs else None
+
+
+def run_phase(
+    name: str,
+    model: tf_keras.Model,
+    train: tf.data.Dataset,
+    evaluation: tf.data.Dataset | None,
+    *,
+    images: int,
+    epochs: int,
+    rate: float,
+    patience: int,
+    best: Best | None,
+    logs: str,
+) -> tuple[Phase, Best]:
+    """Trains a model, which ends with the weights of the best epoch up to now.
+
+    Args:
+        name: `frozen` or `fine_tune`.
+        model: to logits; the strategy's scope is entered.
+        train: batches of (input, label).
+        evaluation: the same of the eval split; None: nothing to watch, every epoch is run.
+        images: number of training images.
+        epochs: most epochs.
+        rate: learning rate of Adam.
+        patience: epochs without a lower loss on the eval split that end the phase.
+        best: the best epoch of the phases before.
+        logs: folder of the TensorBoard logs.
+
+    Returns:
+        What happened, and the best epoch so far.
+
+    Raises:
+        UserError: the loss is no number.
+    """
+    started = time.monotonic()
+    model.compile(
+        tf_keras.optimizers.Adam(rate),
+        tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    watch = Watch(name, patience, best)
+    board = tf_keras.callbacks.TensorBoard(f"{logs}/{name}", write_graph=False)
+    fit: dict[str, Any] = {"validation_data": evaluation} if evaluation is not None else {}
+    model.fit(train, epochs=epochs, verbose=0, callbacks=[watch, board], **fit)
+    seconds = time.monotonic() - started
+    phase = Phase(
+        name=name,
+        rate=rate,
+        trainable_parameters=sum(int(np.prod(w.shape)) for w in model.trainable_weights),
+        epochs=tuple(watch.epochs),
+        seconds=seconds,
+        images_per_second=images * len(watch.epochs) / seconds,
+    )
+    assert watch.best is not None
+    return phase, watch.best
