@@ -1,0 +1,146 @@
+"""Commands around drops: `drop`, `drops`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+import msgspec
+
+from graftline.components.ingest.spans import Span, Summary, list_spans
+from graftline.pipeline import run_record
+from graftline.pipeline.cli.project_command import project_command
+from graftline.pipeline.project import Project
+
+
+@project_command("drop")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--span", type=click.IntRange(min=1), help="Number of the span. Default: the next.")
+@click.option("--version", type=click.IntRange(min=1), help="Replaces a span: its next version.")
+def drop(
+    project: Project, as_json: bool, source: Path, span: int | None, version: int | None
+) -> None:
+    """Take labelled images in: a folder per class, a manifest, or TFRecords."""
+    from graftline.components.ingest import sources
+    from graftline.pipeline.console import Console
+    from graftline.schemas import curated
+
+    classes = curated.classes(curated.read(project.schema))
+    sources.detect(source)
+    project.runs.mkdir(parents=True, exist_ok=True)
+    with Console(project.runs / "drops.log", quiet=as_json) as console:
+        console.progress("loading TensorFlow and Beam")
+        from graftline.components.ingest.drop import drop as take_in
+
+        taken = take_in(
+            source,
+            project.spans,
+            project.quarantine,
+            project.config.drop,
+            classes,
+            span=span,
+            version=version,
+            beam_options=project.config.beam.options,
+        )
+    summary = taken.summary
+    if as_json:
+        print(json.dumps(_as_data(taken, None), indent=2, ensure_ascii=False))
+        return
+    _print_summary(taken, summary, project)
+
+
+@project_command("drops")
+def drops(project: Project, as_json: bool) -> None:
+    """List the spans: images per split and class, and by which runs they were trained."""
+    spans = list_spans(project.spans)
+    trained = _trained(project)
+    if as_json:
+        rows = [_as_data(span, trained.get((span.number, span.version))) for span in spans]
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    if not spans:
+        click.echo("No span yet. Bring images: graftline drop SOURCE")
+        return
+    from rich.console import Console as Screen
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("span", "version", "train", "eval", "test", "quarantined", "taken in", "trained"):
+        table.add_column(name, justify="right" if name in ("train", "eval", "test") else "left")
+    for span in spans:
+        summary = span.summary
+        split = summary.per_split
+        table.add_row(
+            str(span.number),
+            str(span.version),
+            *(str(split[name]) for name in ("train", "eval", "test")),
+            str(sum(summary.quarantined.values())),
+            summary.created[:16].replace("T", " "),
+            trained.get((span.number, span.version)) or "not yet",
+        )
+    Screen().print(table)
+    labels: dict[str, int] = {}
+    for span in {span.number: span for span in spans}.values():
+        for label, count in span.summary.per_class.items():
+            labels[label] = labels.get(label, 0) + count
+    click.echo("images per class: " + ", ".join(f"{k} {v}" for k, v in sorted(labels.items())))
+    untrained = [span for span in spans if (span.number, span.version) not in trained]
+    click.echo("Next: graftline run" if untrained else "All are trained. Next: graftline drop SOURCE")
+
+
+def _trained(project: Project) -> dict[tuple[int, int], str]:
+    """What became of each span, by the newest run on it."""
+    found: dict[tuple[int, int], str] = {}
+    for record in run_record.records(project.runs):
+        told = record.state
+        if record.state == run_record.PUBLISHED:
+            told = f"{record.run_id}, version {record.published_version}"
+        elif record.state == run_record.REFUSED:
+            told = f"{record.run_id}, refused by the {record.refused_by} gate"
+        for entry in (record.target, *record.window):
+            found.setdefault((entry.span, entry.version), told)
+    return found
+
+
+def _as_data(span: Span, trained: str | None) -> dict[str, object]:
+    return {
+        "span": span.number,
+        "version": span.version,
+        "path": str(span.path),
+        "trained": trained,
+        **msgspec.to_builtins(span.summary),
+    }
+
+
+def _print_summary(span: Span, summary: Summary, project: Project) -> None:
+    from rich.console import Console as Screen
+    from rich.table import Table
+
+    screen = Screen()
+    split = summary.per_split
+    screen.print(
+        f"Span {span.number} version {span.version}: {summary.images} images taken in, "
+        f"{split['train']} to train, {split['eval']} to stop by, {split['test']} to test with.",
+        highlight=False,
+    )
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("class")
+    for name in split:
+        table.add_column(name, justify="right")
+    for label in summary.per_class:
+        table.add_row(label, *(str(summary.counts.get(name, {}).get(label, 0)) for name in split))
+    screen.print(table)
+    if summary.quarantined:
+        folder = project.quarantine / f"span-{span.number}" / f"version-{span.version}"
+        aside = Table(box=None, header_style="bold", pad_edge=False)
+        aside.add_column("quarantined")
+        aside.add_column("files", justify="right")
+        for reason, count in summary.quarantined.items():
+            aside.add_row(reason, str(count))
+        screen.print(aside)
+        click.echo(f"Each file with its reason: {folder / 'quarantine.jsonl'}")
+    for warning in summary.warnings:
+        click.secho(f"Note: {warning}", fg="yellow" if sys.stdout.isatty() else None)
+    click.echo(f"Next: graftline run --span {span.number}")
