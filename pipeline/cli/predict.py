@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from graftline.components.ingest.config import DropConfig
 from graftline.pipeline.cli.project_command import project_command
 from graftline.pipeline.project import Project
 from graftline.serving.base_path import BasePath
@@ -37,7 +39,7 @@ def predict(
 ) -> None:
     """Classify images with the version in service."""
     folder = BasePath(project.base_path).folder(version)
-    answers = list(_classify(folder, images, top))
+    answers = list(_classify(folder, images, project.config.drop, top))
     failed = [answer for answer in answers if answer.error]
     if as_json:
         print(msgspec.json.encode({"version": int(folder.name), "images": answers}).decode())
@@ -51,15 +53,16 @@ def predict(
         sys.exit(2)
 
 
-def _classify(folder: Path, images: Sequence[Path], top: int) -> Iterator[Answer]:
-    # TensorFlow's own chatter on stderr would drown the answer.
+def _classify(folder: Path, images: Sequence[Path], drop: DropConfig, top: int) -> Iterator[Answer]:
+    # What TensorFlow and Google's libraries say on stderr would drown the answer.
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    warnings.filterwarnings("ignore", category=FutureWarning, module="google")
     from graftline.serving.predictor import Predictor
 
     predictor = Predictor(folder)
     remaining = iter(images)
     while batch := list(islice(remaining, _BATCH)):
-        contents = [_read(path) for path in batch]
+        contents = [_read(path, drop) for path in batch]
         readable = [content for content in contents if isinstance(content, bytes)]
         results = iter(predictor.predict(readable) if readable else [])
         for path, content in zip(batch, contents, strict=True):
@@ -72,12 +75,21 @@ def _classify(folder: Path, images: Sequence[Path], top: int) -> Iterator[Answer
                 yield Answer(file, error="is no image that the model can decode.")
 
 
-def _read(path: Path) -> bytes | str:
-    """The bytes of an image file, or in words why there are none."""
+def _read(path: Path, drop: DropConfig) -> bytes | str:
+    """The bytes of an image file, or in words why it is not shown to the model."""
+    from graftline.serving.image_check import Limits, UnusableImage, check_header
+
+    # What a drop would not take in is not what the model was trained for.
+    limits = msgspec.convert(drop, Limits, from_attributes=True)
     try:
-        return path.read_bytes()
+        with path.open("rb") as stream:
+            content = stream.read(limits.max_bytes + 1)
+        check_header(content, limits)
     except OSError as error:
         return f"cannot be read: {error.strerror}."
+    except UnusableImage as error:
+        return f"{error}."
+    return content
 
 
 def _print_table(answers: Sequence[Answer]) -> None:

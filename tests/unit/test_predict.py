@@ -2,6 +2,7 @@
 
 import io
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -104,7 +105,7 @@ def test_files_that_are_no_images_are_named_one_by_one_and_the_others_answered(g
     assert code == 2
     assert output.splitlines()[-1] == "1 of 4 classified by version 1."
     assert [line.split(": ", 1)[1] for line in errors.splitlines()] == [
-        "is no image that the model can decode.",
+        "not-an-image: no image format begins with 'no image'.",
         "cannot be read: No such file or directory.",
         "cannot be read: Is a directory.",
     ]
@@ -119,8 +120,31 @@ def test_predict_as_json_with_the_likeliest_classes(graftline, tmp_path):
     assert len(document["images"][0]["classes"]) == 2
     assert document["images"][1] == {
         "file": broken,
-        "error": "is no image that the model can decode.",
+        "error": "not-an-image: no image format begins with 'no image'.",
     }
+
+
+def test_a_torn_image_with_a_sound_header_is_named(graftline, tmp_path):
+    (tmp_path / "torn.png").write_bytes(image((255, 0, 0), size=(50, 50))[:60])
+    code, _, errors = graftline(str(tmp_path / "torn.png"))
+    assert (code, "is no image that the model can decode" in errors) == (2, True)
+
+
+def test_hostile_files_are_refused_before_they_are_decoded(graftline, shared_data):
+    bombs = [path for path in (shared_data / "bad_images" / "bombs").iterdir() if path.is_file()]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    code, output, _ = graftline(*map(str, bombs), "/dev/zero", "--json", "drop.max_bytes=1000000")
+    assert code == 2
+    assert all(entry["error"] for entry in json.loads(output)["images"])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
+
+
+def test_every_odd_file_is_read_or_named(graftline, shared_data):
+    odd = [path for path in (shared_data / "bad_images").rglob("*") if path.is_file()]
+    _, output, _ = graftline(*map(str, odd), "--json")
+    answers = json.loads(output)["images"]
+    assert len(answers) == len(odd)
+    assert all(("error" in answer) != ("classes" in answer) for answer in answers)
 
 
 def test_more_images_than_one_batch_are_answered_in_order(graftline, tmp_path):
