@@ -121,7 +121,9 @@ def _describe(
     return Manifest(
         model=publication.model,
         model_id=_model_id(inputs, saved_model),
-        classes=tuple(labels.read_text("utf-8").splitlines()) if labels.exists() else (),
+        classes=tuple(labels.read_text("utf-8").rstrip("\n").split("\n"))
+        if labels.exists()
+        else (),
         measures=tuple(
             msgspec.convert(check, Measure, from_attributes=True) for check in verdict.checks
         ),

@@ -61,7 +61,11 @@ def _measures(manifest: Manifest) -> str:
         else "Measured on the test split, which neither training nor early stopping saw."
     )
     header = ("metric", "of", "this version", "version before", "bound", "verdict", "")
-    return f"{verdict}\n\n{_table(header, (_measure(m) for m in manifest.measures))}"
+    table = _table(header, (_measure(m) for m in manifest.measures))
+    # What passed in a class needs no words; the whole, and what did not pass, does.
+    told = [m.note for m in manifest.measures if m.slice == "overall" or not m.passed]
+    notes = "\n".join(f"* {_cell(note)}" for note in told if note)
+    return f"{verdict}\n\n{table}\n\n{notes}".rstrip()
 
 
 def _measure(measure: Measure) -> tuple[str, ...]:

@@ -123,6 +123,7 @@ def test_the_model_card_is_readable_and_complete(base_path):
         "| accuracy | overall | 0.910 |  | 0.800 | passed |",
         "| recall | rose | 0.500 |  |  | undecidable |",
         "Spans 1-2, span 2 in version 3.",
+        "* 4 images",
         "Too few test images to judge: rose.",
         "| trainer.epochs | 3 |",
         "run-7",
