@@ -1,1 +1,1 @@
-"""Drops: from labelled images as a user has them to the checked, sharded TFRecords of one span."""
+"""Drops: labelled images become the TFRecords of one span; what cannot be used is quarantined."""

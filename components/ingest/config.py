@@ -1,4 +1,4 @@
-"""Configuration of drops: what is accepted, how it is split, when a drop is refused."""
+"""What a user can set about drops: the section `drop`."""
 
 from __future__ import annotations
 
@@ -7,62 +7,76 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from graftline.serving.image_check import ImageLimits
-
-Share = Annotated[float, Meta(ge=0, le=1)]
-
-
-class SplitConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Shares of the images that go to each side, where the source itself does not say."""
-
-    train: Annotated[Share, Meta(description="Images that the model learns from.")] = 0.8
-    eval: Annotated[Share, Meta(description="Images that decide when to stop training.")] = 0.1
-    test: Annotated[Share, Meta(description="Images that only the model gate sees.")] = 0.1
-
-    def __post_init__(self) -> None:
-        """Refuses shares that do not make a whole.
-
-        Raises:
-            ValueError: with their sum.
-        """
-        total = self.train + self.eval + self.test
-        if abs(total - 1) > 1e-6:
-            raise ValueError(f"train, eval and test must add up to 1, they make {total:g}")
-
 
 class FeaturesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Names of the features in TFRecords of your own."""
+    """Names of the features in your own TFRecords."""
 
-    image: Annotated[str, Meta(min_length=1, description="The encoded image, as bytes.")] = "image"
+    image: Annotated[str, Meta(description="Feature with the encoded image, bytes.")] = "image"
     label: Annotated[
-        str, Meta(min_length=1, description="The class: its name as bytes, or an integer.")
+        str, Meta(description="Feature with the class: its name as bytes, or its number.")
     ] = "label"
     split: Annotated[
-        str, Meta(description="Train, eval or test as bytes; empty: the records do not say.")
+        str, Meta(description="Feature with the split (train, eval, test), bytes; empty: none.")
     ] = ""
     classes: Annotated[
         tuple[str, ...],
-        Meta(description="Class names in the order of integer labels, from 0; empty: names."),
+        Meta(description="Class names in the order of the numbers, where labels are numbers."),
     ] = ()
 
 
 class DropConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How images come in."""
+    """How images are taken in."""
 
-    limits: ImageLimits = ImageLimits()
-    split: SplitConfig = SplitConfig()
-    features: FeaturesConfig = FeaturesConfig()
+    eval_share: Annotated[
+        float,
+        Meta(ge=0.0, le=1.0, description="Share of the images that decide when training stops."),
+    ] = 0.1
+    test_share: Annotated[
+        float,
+        Meta(ge=0.0, le=1.0, description="Share of the images that judge the model, never trained on."),
+    ] = 0.1
+    max_quarantined: Annotated[
+        float,
+        Meta(
+            ge=0.0,
+            le=1.0,
+            description="A drop of which a larger share is unusable is refused whole. Duplicates "
+            "of what is there already do not count.",
+        ),
+    ] = 0.2
+    max_bytes: Annotated[
+        int, Meta(ge=1, description="Larger files are quarantined unread.")
+    ] = 64_000_000
+    max_pixels: Annotated[
+        int, Meta(ge=1, description="Images with more pixels are quarantined before decoding.")
+    ] = 50_000_000
+    min_side: Annotated[
+        int, Meta(ge=1, description="Images with a shorter side, in pixels, are quarantined.")
+    ] = 8
+    max_aspect: Annotated[
+        float,
+        Meta(ge=1.0, description="Images whose sides differ by a larger factor are quarantined."),
+    ] = 20.0
     near_duplicates: Annotated[
         bool,
         Meta(
-            description="Keep recompressed and resized copies on the same side of the split. Exact "
-            "copies are found in any case."
+            description="Find recompressed and resized copies, also of earlier spans, and keep "
+            "them on one side of the split."
         ),
     ] = True
-    max_quarantined: Annotated[
-        Share,
-        Meta(description="A drop of which a larger share cannot be used is refused as a whole."),
-    ] = 0.2
     shard_bytes: Annotated[
-        int, Meta(ge=1_000_000, description="Bytes of images in one TFRecord file, about.")
+        int, Meta(ge=1_000_000, description="Images per TFRecord file, in bytes.")
     ] = 64_000_000
+    features: FeaturesConfig = FeaturesConfig()
+
+    def __post_init__(self) -> None:
+        """Refuses shares that leave nothing to train on.
+
+        Raises:
+            ValueError: with both shares.
+        """
+        if self.eval_share + self.test_share >= 1:
+            raise ValueError(
+                f"eval_share {self.eval_share} and test_share {self.test_share} leave nothing to "
+                "train on: together they must be below 1"
+            )

@@ -87,16 +87,8 @@ def drop(
         building.mkdir()
         try:
             return _build(
-                source.resolve(),
-                kind,
-                building,
-                spans,
-                quarantined,
-                config,
-                classes,
-                number,
-                version,
-                beam_options,
+                source.resolve(), kind, building, spans, quarantined, config, classes, number,
+                version, beam_options,
             )
         finally:
             shutil.rmtree(building, ignore_errors=True)
@@ -153,7 +145,9 @@ def _build(
         sheet.close()
 
 
-def _list(source: Path, kind: str, sheet: Worksheet, config: DropConfig, building: Path) -> int:
+def _list(
+    source: Path, kind: str, sheet: Worksheet, config: DropConfig, building: Path
+) -> int:
     """Fills the worksheet; returns the number of files that are known litter."""
     ignored = 0
 
@@ -317,7 +311,5 @@ def _explained(spans: Path) -> Iterator[None]:
                 "make room, about twice the size of the source, and drop again."
             ) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
-            raise UserError(
-                f"{error.filename or spans} cannot be written: {error.strerror}."
-            ) from error
+            raise UserError(f"{error.filename or spans} cannot be written: {error.strerror}.") from error
         raise

@@ -59,22 +59,14 @@ class Fingerprints:
         wanted = {(span.number, span.version): span for span in spans}
         held = set(self._db.execute("SELECT span, version FROM held"))
         for span, version in held - set(wanted):
-            self._db.execute(
-                "DELETE FROM parts WHERE image IN (SELECT rowid FROM images WHERE span=?)", (span,)
-            )
+            self._db.execute("DELETE FROM parts WHERE image IN (SELECT rowid FROM images WHERE span=?)", (span,))
             self._db.execute("DELETE FROM images WHERE span=?", (span,))
             self._db.execute("DELETE FROM held WHERE span=? AND version=?", (span, version))
         for key in sorted(set(wanted) - held):
             for batch in parquet.ParquetFile(wanted[key].path / IMAGES).iter_batches(4096):
                 for row in batch.to_pylist():
-                    self.add(
-                        Known(
-                            span=key[0], **{k: row[k] for k in ("id", "group", "split", "label")}
-                        ),
-                        int(row["hash"]),
-                        row["thumbnail"],
-                        row["aspect"],
-                    )
+                    self.add(Known(span=key[0], **{k: row[k] for k in ("id", "group", "split", "label")}),
+                             int(row["hash"]), row["thumbnail"], row["aspect"])
             self._db.execute("INSERT INTO held VALUES (?, ?)", key)
         self._db.commit()
 
@@ -82,16 +74,7 @@ class Fingerprints:
         """Adds an image; one of the drop under way (span 0) only until `close`."""
         row = self._db.execute(
             "INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                image.id,
-                image.group,
-                image.split,
-                image.label,
-                image.span,
-                _signed(hash_),
-                thumbnail,
-                aspect,
-            ),
+            (image.id, image.group, image.split, image.label, image.span, _signed(hash_), thumbnail, aspect),
         ).lastrowid
         self._db.executemany(
             "INSERT INTO parts VALUES (?, ?)", [(part, row) for part in _parts(hash_)]

@@ -42,9 +42,7 @@ def unpack(files: Sequence[Path], features: FeaturesConfig, folder: Path) -> Ite
                 given = _one_bytes(example, features.split, where).decode(errors="replace")
                 split = split_named(given)
                 if split is None:
-                    raise UserError(
-                        f"The split {given!r} in {where} is none of train, eval and test."
-                    )
+                    raise UserError(f"The split {given!r} in {where} is none of train, eval and test.")
             path = folder / f"{number // _PER_FOLDER:06d}" / f"{number:09d}"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(image)
@@ -83,9 +81,7 @@ def _parse(serialized: bytes, where: str) -> tf.train.Example:
 def _one_bytes(example: tf.train.Example, name: str, where: str) -> bytes:
     values = _feature(example, name, where).bytes_list.value
     if len(values) != 1:
-        raise UserError(
-            f"The feature `{name}` in {where} holds {len(values)} byte strings, not one."
-        )
+        raise UserError(f"The feature `{name}` in {where} holds {len(values)} byte strings, not one.")
     return values[0]
 
 

@@ -130,9 +130,7 @@ def with_checked_labels(listing: Iterable[Entry], source: Path) -> Iterator[Entr
     for entry in listing:
         if entry.label is not None:
             if not entry.label.strip() or not entry.label.isprintable():
-                raise UserError(
-                    f"The label {entry.label!r} of {entry.name} in {source} is no name."
-                )
+                raise UserError(f"The label {entry.label!r} of {entry.name} in {source} is no name.")
             first = seen.setdefault(entry.label.casefold(), entry.label)
             if first != entry.label:
                 raise UserError(

@@ -1,19 +1,9 @@
-"""The spans of a project: what the drops left, as whoever reads them finds it.
-
-    <spans>/span-<N>/version-<M>/{train,eval,test}/images-SSSSS-of-NNNNN.tfrecord.gz
-                                /images.parquet     one row per image
-                                /drop.json          what came in, what was kept
-    <spans>/.graftline/         lock, index of all images, drops that are being built
-
-A version appears by one rename, so that whatever carries the right name is whole. Reading needs
-neither TensorFlow nor Beam.
-"""
+"""Spans on disk: `span-<N>/version-<M>`, each whole or not there. Imports nothing heavy."""
 
 from __future__ import annotations
 
-import functools
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -23,150 +13,113 @@ from graftline.serving.errors import UserError
 SPLITS = ("train", "eval", "test")
 SUMMARY = "drop.json"
 IMAGES = "images.parquet"
-WORK = ".graftline"
 
 
-class DropSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """What one drop brought: the content of `drop.json`.
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """What a drop did: `drop.json` in the span's version.
 
     Attributes:
-        span: number of the span.
-        version: version of the span.
         source: where the images came from.
-        kind: what the source was, in words.
+        kind: folder, pre-split folder, manifest or TFRecords.
         created: UTC, ISO 8601.
-        tool: name and version of the program.
-        counts: images per class and split.
-        images: images that were kept.
-        image_bytes: their size.
-        quarantined: files or records per reason.
-        ignored: litter of operating systems, neither kept nor quarantined.
-        near_duplicates: images that were kept on the side of an earlier one that they resemble.
-        unknown_classes: classes that the schema does not know.
-        warnings: what a person should look at, one sentence each.
-        shards: SHA-256 of each file, by its path below the version's folder.
+        graftline: version of the program.
+        images: number of images taken in.
+        bytes: their encoded size.
+        counts: images per split and class.
+        quarantined: number of files per reason.
+        ignored: files that are known litter of operating systems.
+        warnings: what a person should know, in sentences.
+        shards: SHA-256 of every TFRecord file, by its path below the version.
     """
 
-    span: int
-    version: int
     source: str
     kind: str
     created: str
-    tool: str
-    counts: dict[str, dict[str, int]]
+    graftline: str
     images: int
-    image_bytes: int
+    bytes: int
+    counts: dict[str, dict[str, int]]
     quarantined: dict[str, int]
-    ignored: int
-    near_duplicates: int
-    unknown_classes: tuple[str, ...]
-    warnings: tuple[str, ...]
-    shards: dict[str, str]
+    ignored: int = 0
+    warnings: tuple[str, ...] = ()
+    shards: dict[str, str] = {}
 
     @property
-    def split_counts(self) -> dict[str, int]:
+    def per_class(self) -> dict[str, int]:
+        """Images per class over all splits."""
+        totals: dict[str, int] = {}
+        for counts in self.counts.values():
+            for label, count in counts.items():
+                totals[label] = totals.get(label, 0) + count
+        return dict(sorted(totals.items()))
+
+    @property
+    def per_split(self) -> dict[str, int]:
         """Images per split."""
-        return {
-            split: sum(counts.get(split, 0) for counts in self.counts.values()) for split in SPLITS
-        }
+        return {split: sum(self.counts.get(split, {}).values()) for split in SPLITS}
 
 
-@dataclass(frozen=True)
-class Span:
-    """One complete version of a span.
-
-    Attributes:
-        number: from 1.
-        version: from 1.
-        path: its folder.
-    """
+class Span(msgspec.Struct, frozen=True, kw_only=True):
+    """One version of one span."""
 
     number: int
     version: int
     path: Path
 
-    @functools.cached_property
-    def summary(self) -> DropSummary:
-        """What the drop recorded.
-
-        Raises:
-            UserError: it cannot be read.
-        """
-        path = self.path / SUMMARY
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=DropSummary)
-        except (OSError, msgspec.DecodeError) as error:
-            raise UserError(
-                f"{path} cannot be read ({error}): the span was changed by another hand. Drop its "
-                f"images again with --span {self.number} --version {self.version + 1}."
-            ) from error
-
-
-def span_folder(root: Path, number: int, version: int) -> Path:
-    """Where a version of a span is, or will be."""
-    return root / f"span-{number}" / f"version-{version}"
+    @property
+    def summary(self) -> Summary:
+        """What the drop did."""
+        return msgspec.json.decode((self.path / SUMMARY).read_bytes(), type=Summary)
 
 
 def list_spans(root: Path) -> list[Span]:
-    """Every complete version of every span, by number and version.
-
-    Args:
-        root: the folder of the spans; it need not be there.
-    """
-    return [
-        Span(number, version, path)
-        for number, folder in _numbered(root, "span")
-        for version, path in _numbered(folder, "version")
-        if (path / SUMMARY).is_file()
-    ]
+    """Every complete version of every span, in the order of the numbers."""
+    return sorted(_find(root), key=lambda span: (span.number, span.version))
 
 
 def newest_versions(root: Path) -> list[Span]:
-    """The newest version of every span, by number."""
+    """The newest version of every span, in the order of the numbers."""
     return list({span.number: span for span in list_spans(root)}.values())
-
-
-def find_span(root: Path, number: int, version: int | None = None) -> Span:
-    """A span by its number, its newest version by default.
-
-    Raises:
-        UserError: there is none; says which there are.
-    """
-    spans = list_spans(root)
-    of_number = [span for span in spans if span.number == number]
-    found = [span for span in of_number if version in (None, span.version)]
-    if found:
-        return found[-1]
-    if of_number:
-        there = ", ".join(str(span.version) for span in of_number)
-        raise UserError(f"Span {number} has no version {version} in {root}; there is {there}.")
-    numbers = ", ".join(str(number) for number in dict.fromkeys(span.number for span in spans))
-    there = f"There are: {numbers}" if numbers else "There is none yet"
-    raise UserError(
-        f"Span {number} is not in {root}. {there}. Bring it in with `graftline drop SOURCE --span "
-        f"{number}`."
-    )
 
 
 def latest_span(root: Path) -> Span:
     """The newest version of the span with the highest number.
 
     Raises:
-        UserError: there is no span.
+        UserError: there is none.
     """
     spans = list_spans(root)
     if not spans:
-        raise UserError(
-            f"There is no span in {root} yet. Bring images in with `graftline drop SOURCE`."
-        )
+        raise UserError(f"There is no span in {root} yet. Bring images: graftline drop SOURCE")
     return spans[-1]
 
 
-def _numbered(folder: Path, name: str) -> list[tuple[int, Path]]:
-    pattern = re.compile(rf"{name}-([1-9][0-9]*)")
-    try:
-        children = list(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    matches = ((pattern.fullmatch(child.name), child) for child in children)
-    return sorted((int(match[1]), child) for match, child in matches if match)
+def find_span(root: Path, number: int, version: int | None = None) -> Span:
+    """One version of a span, the newest by default.
+
+    Raises:
+        UserError: it is not there; says what is.
+    """
+    spans = list_spans(root)
+    found = [s for s in spans if s.number == number and version in (None, s.version)]
+    if found:
+        return found[-1]
+    wanted = f"Span {number}" + ("" if version is None else f" version {version}")
+    there = ", ".join(f"{s.number} (version {s.version})" for s in newest_versions(root)) or "none"
+    raise UserError(
+        f"{wanted} is not in {root}. There: {there}. Bring it with `graftline drop SOURCE --span "
+        f"{number}`, or leave --span out for the latest."
+    )
+
+
+def _find(root: Path) -> Iterator[Span]:
+    if not root.is_dir():
+        return
+    for span in root.iterdir():
+        number = re.fullmatch(r"span-(\d+)", span.name)
+        if not number:
+            continue
+        for path in span.iterdir():
+            version = re.fullmatch(r"version-(\d+)", path.name)
+            if version and (path / SUMMARY).is_file():
+                yield Span(number=int(number[1]), version=int(version[1]), path=path)

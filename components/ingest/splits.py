@@ -32,7 +32,9 @@ def split_of(group: str, config: DropConfig) -> str:
     return "train"
 
 
-def assign_splits(sheet: Worksheet, known: Fingerprints, config: DropConfig, span: int) -> None:
+def assign_splits(
+    sheet: Worksheet, known: Fingerprints, config: DropConfig, span: int
+) -> None:
     """Finds duplicates and gives every image that is kept its group and split.
 
     Args:

@@ -105,9 +105,7 @@ class _Examine(beam.DoFn):
         try:
             if row.label is None:
                 raise UnusableImage("no-class", "it lies beside the class folders")
-            return Outcome(
-                seq=row.seq, finding=examine(_read(row.path, self._limits), self._limits)
-            )
+            return Outcome(seq=row.seq, finding=examine(_read(row.path, self._limits), self._limits))
         except UnusableImage as unusable:
             return Outcome(seq=row.seq, reason=unusable.reason, detail=unusable.detail)
 
