@@ -96,15 +96,15 @@ def _turn_upright(images: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
             for values in ([5, 6, 7, 8], [2, 3, 6, 7], [3, 4, 7, 8])
         )
         turned = tf.where(transposed, tf.transpose(images, (0, 2, 1, 3)), images)
-        turned = tf.where(mirrored, turned[:, :, ::-1], turned)
-        return tf.where(flipped, turned[:, ::-1], turned)
+        turned = tf.where(mirrored, tf.reverse(turned, [2]), turned)
+        return tf.where(flipped, tf.reverse(turned, [1]), turned)
 
     return tf.cond(tf.reduce_any(orientation > 1), turn, lambda: images)
 
 
 def _scale(images: tf.Tensor, scaling: backbones.Scaling) -> tf.Tensor:
     if scaling.bgr:
-        images = images[..., ::-1]
+        images = tf.reverse(images, [3])
     return (images - tf.constant(scaling.mean)) / tf.constant(scaling.deviation)
 
 
