@@ -73,14 +73,14 @@ def split_like_the_script(images: Path, seed: int, folder: Path, log: Path) -> N
             target.symlink_to(image.resolve())
 
 
-def run_graftline(source: Path, weights: Path, seed: int, folder: Path, log: Path) -> dict[str, Any]:
+def run_graftline(
+    source: Path, weights: Path, seed: int, folder: Path, log: Path
+) -> dict[str, Any]:
     """Init, drop and run in a new project; the seconds are those of `graftline run` as a process."""
     graftline = [sys.executable, "-m", "graftline.pipeline.cli.main"]
     project = folder / "project"
     measured([*graftline, "init", str(project), "--images", str(source)], log)
-    drop_s, drop_mb, _ = measured(
-        [*graftline, "drop", str(source), "--project", str(project)], log
-    )
+    drop_s, drop_mb, _ = measured([*graftline, "drop", str(source), "--project", str(project)], log)
     seconds, memory, _ = measured(
         [
             *graftline,
@@ -119,9 +119,7 @@ def run_script(
 ) -> dict[str, Any]:
     """The plain script with one of its loaders."""
     command = [sys.executable, str(recipe), str(images), str(weights)]
-    seconds, memory, output = measured(
-        [*command, "--loader", loader, "--seed", str(seed)], log
-    )
+    seconds, memory, output = measured([*command, "--loader", loader, "--seed", str(seed)], log)
     result = json.loads(output.splitlines()[-1])
     return {
         "contender": f"script, {loader}",

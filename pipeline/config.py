@@ -55,11 +55,15 @@ class PathsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         str, Meta(min_length=1, description="One folder per run: configuration, log, verdicts.")
     ] = "runs"
     artifacts: Annotated[
-        str, Meta(min_length=1, description="What the nodes of the pipeline write, and its metadata.")
+        str,
+        Meta(min_length=1, description="What the nodes of the pipeline write, and its metadata."),
     ] = "tfx"
     serving: Annotated[
         str,
-        Meta(min_length=1, description="Base path that TensorFlow Serving watches: <model>/<version>."),
+        Meta(
+            min_length=1,
+            description="Base path that TensorFlow Serving watches: <model>/<version>.",
+        ),
     ] = "serving"
 
 

@@ -49,6 +49,7 @@ class Console:
         own = logging.getLogger("graftline")
         own.addHandler(self._handler)
         own.setLevel(logging.INFO)
+        own.propagate = False
         progress.listen(self.progress)
         return self
 

@@ -7,7 +7,6 @@ configuration and the run's plan. See docs/architecture.md for the picture.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -44,7 +43,6 @@ from graftline.pipeline.code_digest import code_digest, code_revision, file_dige
 from graftline.pipeline.config import to_tree
 from graftline.pipeline.evaluation import eval_config
 from graftline.pipeline.plan import Plan
-from graftline.pipeline.preprocessing import preprocessing_config
 from graftline.pipeline.project import Project
 from graftline.pipeline.resolvers import InServiceStrategy, PreviousSpanStrategy, WindowStrategy
 from graftline.schemas import curated
@@ -83,7 +81,9 @@ def create_pipeline(project: Project, plan: Plan, *, data_only: bool = False) ->
     )
 
 
-def compile_pipeline(project: Project, plan: Plan, *, data_only: bool = False) -> pipeline_pb2.Pipeline:
+def compile_pipeline(
+    project: Project, plan: Plan, *, data_only: bool = False
+) -> pipeline_pb2.Pipeline:
     """Compiles the pipeline to TFX's IR and makes every node's cache key see what TFX overlooks.
 
     Raises:
@@ -169,7 +169,11 @@ def _model_nodes(project: Project, plan: Plan, data: DataNodes) -> list[BaseNode
         examples=examples,
         schema=data.schema.outputs["schema"],
         preprocessing_fn="graftline.pipeline.preprocessing.preprocessing_fn",
-        custom_config=preprocessing_config(config.image, config.trainer, classes),
+        custom_config={
+            "image": to_tree(config.image),
+            "backbone": config.trainer.backbone,
+            "classes": classes,
+        },
         # Pixels are never materialised: the trainer applies the graph in its input pipeline.
         materialize=False,
         disable_statistics=True,
@@ -217,13 +221,13 @@ def _model_nodes(project: Project, plan: Plan, data: DataNodes) -> list[BaseNode
         push_destination=pusher_pb2.PushDestination(
             filesystem=pusher_pb2.PushDestination.Filesystem(base_directory=str(project.base_path))
         ),
-        custom_config=_publication(project, plan, report_dir),
+        custom_config=_publication(project, plan),
         custom_executor_spec=executor_spec.ExecutorClassSpec(publisher.Executor),
     )
     return [window, transform, trainer, in_service, evaluator, gate, pusher]
 
 
-def _publication(project: Project, plan: Plan, report_dir: str) -> dict[str, Any]:
+def _publication(project: Project, plan: Plan) -> dict[str, Any]:
     """What the publisher writes into the manifest beside the model's own files."""
     return {
         "model": project.config.model.name,
@@ -231,7 +235,6 @@ def _publication(project: Project, plan: Plan, report_dir: str) -> dict[str, Any
         "config": to_tree(project.config),
         "code_revision": code_revision(project.root),
         "run_id": plan.run_id,
-        "report_dir": report_dir,
     }
 
 
@@ -245,4 +248,3 @@ def _link_in_service(project: Project, version: int | None) -> str:
     if not link.is_symlink():
         link.symlink_to(project.base_path / str(version), target_is_directory=True)
     return str(folder)
-

@@ -37,7 +37,9 @@ def write_digits(folder: Path, part: slice) -> None:
         pixels = (255 - digits.images[index] * (255 / 16)).astype(np.uint8)
         target = folder / _NAMES[digits.target[index]] / f"scan-{index:04d}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).resize((_ENLARGED, _ENLARGED), Image.Resampling.BICUBIC).save(target)
+        Image.fromarray(pixels).resize((_ENLARGED, _ENLARGED), Image.Resampling.BICUBIC).save(
+            target
+        )
 
 
 def break_some(folder: Path) -> int:

@@ -1,13 +1,13 @@
 """Runs the compiled pipeline on this machine, node by node, and tells how each one went.
 
-TFX's LocalDagRunner does the work; finished nodes of a run that died come from the cache. What the
-runner leaves behind when its process is killed, an execution that stays RUNNING and half-written
-outputs, is cleaned here before the next run.
+TFX's portable launcher does the work, as under LocalDagRunner, which does not tell how a node went
+and draws a new run id for a resumed run. Finished nodes of a run that died come from the cache.
+What a killed process leaves behind, an execution that stays RUNNING and half-written outputs, is
+cleaned here before the next run.
 """
 
 from __future__ import annotations
 
-import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -16,80 +16,77 @@ from pathlib import Path
 
 import ml_metadata as mlmd
 from ml_metadata.proto import metadata_store_pb2
-from tfx.orchestration.local.local_dag_runner import LocalDagRunner
+from tfx.dsl.compiler import constants
+from tfx.orchestration import metadata
+from tfx.orchestration.local import runner_utils
+from tfx.orchestration.portable import launcher, runtime_parameter_utils
 from tfx.proto.orchestration import pipeline_pb2
 
 from graftline.components.data_gate.component import DataBlessing
 from graftline.pipeline.plan import SpanVersion
 
-# What LocalDagRunner logs around each node.
-_BEGIN = "Component %s is running."
-_END = "Component %s is finished."
-
 Listener = Callable[[str, str, float], None]
 
+_STATES = {
+    metadata_store_pb2.Execution.COMPLETE: "done",
+    metadata_store_pb2.Execution.CACHED: "cached",
+}
 
-def run_pipeline(ir: pipeline_pb2.Pipeline, store: mlmd.MetadataStore, listener: Listener) -> None:
+
+def run_pipeline(
+    ir: pipeline_pb2.Pipeline, run_id: str, store: mlmd.MetadataStore, listener: Listener
+) -> None:
     """Executes all nodes in order.
 
     Args:
-        ir: the compiled pipeline; the runner writes the run's id into it.
-        store: the metadata store that the pipeline uses, to see which nodes came from the cache.
+        ir: the compiled pipeline; the run's id is written into it.
+        run_id: groups the executions of this run in the metadata store.
+        store: the metadata store that the pipeline uses, to see how each node ended.
         listener: told of each node with its state (`running`, `done`, `cached`, `failed`) and the
             seconds it took.
 
     Raises:
         Exception: whatever a node raised; the nodes after it did not run.
     """
-    watch = _NodeWatch(store, listener)
-    # TFX logs through absl, whose logger swallows records below its own level.
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    logger.addHandler(watch)
-    try:
-        LocalDagRunner().run_with_ir(ir)
-    except BaseException:
-        watch.failed()
-        raise
-    finally:
-        logger.removeHandler(watch)
-        logger.setLevel(level)
+    runtime_parameter_utils.substitute_runtime_parameter(
+        ir, {constants.PIPELINE_RUN_ID_PARAMETER_NAME: run_id}
+    )
+    for entry in ir.nodes:
+        node = entry.pipeline_node
+        began = time.monotonic()
+        listener(node.node_info.id, "running", 0.0)
+        state = "failed"
+        try:
+            state = _run_node(ir, node, store)
+        finally:
+            listener(node.node_info.id, state, time.monotonic() - began)
 
 
-class _NodeWatch(logging.Handler):
-    """Turns the runner's log lines into events."""
-
-    def __init__(self, store: mlmd.MetadataStore, listener: Listener):
-        super().__init__(logging.INFO)
-        self._store = store
-        self._listener = listener
-        self._node = ""
-        self._began = 0.0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.msg == _BEGIN and record.args:
-            self._node = str(record.args[0])
-            self._began = time.monotonic()
-            self._listener(self._node, "running", 0.0)
-        elif record.msg == _END and record.args:
-            state = "cached" if self._was_cached() else "done"
-            self._listener(self._node, state, time.monotonic() - self._began)
-            self._node = ""
-
-    def failed(self) -> None:
-        if self._node:
-            self._listener(self._node, "failed", time.monotonic() - self._began)
-
-    def _was_cached(self) -> bool:
-        newest = self._store.get_executions(
-            list_options=mlmd.ListOptions(
-                limit=1, order_by=mlmd.OrderByField.ID, is_asc=False
-            )
+def _run_node(
+    ir: pipeline_pb2.Pipeline, node: pipeline_pb2.PipelineNode, store: mlmd.MetadataStore
+) -> str:
+    """Runs one node with TFX's portable launcher; returns how it ended."""
+    deployment = runner_utils.extract_local_deployment_config(ir)
+    connection = deployment.metadata_connection_config
+    executed = launcher.Launcher(
+        pipeline_node=node,
+        mlmd_connection=metadata.Metadata(
+            getattr(connection, connection.WhichOneof("connection_config"))
+        ),
+        pipeline_info=ir.pipeline_info,
+        pipeline_runtime_spec=ir.runtime_spec,
+        executor_spec=runner_utils.extract_executor_spec(deployment, node.node_info.id),
+        custom_driver_spec=runner_utils.extract_custom_driver_spec(deployment, node.node_info.id),
+    ).launch()
+    if executed is None or executed.execution_id is None:
+        return "done"
+    # Inputs that cannot be resolved end in a failed execution, not in an exception.
+    [execution] = store.get_executions_by_id([executed.execution_id])
+    if execution.last_known_state not in _STATES:
+        raise RuntimeError(
+            f"{node.node_info.id} could not run: its inputs are not there. The log has the details."
         )
-        return bool(newest) and (
-            newest[0].last_known_state == metadata_store_pb2.Execution.CACHED
-        )
+    return _STATES[execution.last_known_state]
 
 
 @contextmanager

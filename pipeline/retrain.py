@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import tempfile
-import time
 import traceback
 from collections.abc import Iterator
-from pathlib import Path
 from types import FrameType
 
 import msgspec
@@ -167,7 +164,9 @@ class _Execution:
 
         with open_store(self._project.metadata) as self._store:
             for node in clean_after_kill(self._store, self._project.artifacts):
-                self._console.line(f"  cleaned up after {node.rsplit('.', 1)[-1]}, which was cut off")
+                self._console.line(
+                    f"  cleaned up after {node.rsplit('.', 1)[-1]}, which was cut off"
+                )
             for missing in self._never_ingested(blessed_spans(self._store)):
                 self._console.line(f"  {missing} is in the window and was never ingested:")
                 self._run(self._plan(missing, blessed_spans(self._store)), data_only=True)
@@ -235,8 +234,10 @@ class _Execution:
         from graftline.pipeline.local_runner import run_pipeline
 
         ir = compile_pipeline(self._project, plan, data_only=data_only)
+        # A resumed run goes by the same name: a node that failed takes its execution up again.
+        run_id = plan.run_id + (f"-span-{plan.target.span}" if data_only else "")
         try:
-            run_pipeline(ir, self._store, self._listen)
+            run_pipeline(ir, run_id, self._store, self._listen)
         except Refused:
             self._record.refused_by = "data"
             verdict = Verdict.read(self._folder / "data_gate.json")
@@ -261,7 +262,7 @@ class _Execution:
         from graftline.pipeline.local_runner import pushed_version
 
         verdict = Verdict.read(self._folder / "model_gate.json")
-        self._console.line(verdict.as_text())
+        self._console.line(verdict.in_words())
         if not verdict.passed:
             self._record.refused_by = "model"
             raise Refused(

@@ -119,7 +119,9 @@ def lock(runs: Path) -> filelock.FileLock:
         held.acquire(timeout=1)
     except filelock.Timeout:
         current = next((record for record in records(runs) if record.state == RUNNING), None)
-        who = f"{current.run_id} (process {current.pid}, since {current.started})" if current else ""
+        who = (
+            f"{current.run_id} (process {current.pid}, since {current.started})" if current else ""
+        )
         raise UserError(
             f"Another run is under way in this project: {who or 'it has just begun'}. Wait for it, "
             "look at it with `graftline status`, or stop it; then try again."

@@ -67,7 +67,9 @@ def read(path: Path) -> schema_pb2.Schema:
     except OSError as error:
         raise UserError(f"The schema {path} cannot be read: {error.strerror}.") from error
     except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise UserError(f"The schema {path} is not a TensorFlow Metadata schema: {error}.") from error
+        raise UserError(
+            f"The schema {path} is not a TensorFlow Metadata schema: {error}."
+        ) from error
     names = classes(schema)
     if len(names) < 2:
         raise UserError(
@@ -83,8 +85,5 @@ def read(path: Path) -> schema_pb2.Schema:
 def classes(schema: schema_pb2.Schema) -> list[str]:
     """Class names in the order of the model's outputs."""
     return [
-        value
-        for domain in schema.string_domain
-        if domain.name == LABEL
-        for value in domain.value
+        value for domain in schema.string_domain if domain.name == LABEL for value in domain.value
     ]

@@ -87,7 +87,9 @@ def drops(project: Project, as_json: bool) -> None:
             labels[label] = labels.get(label, 0) + count
     click.echo("images per class: " + ", ".join(f"{k} {v}" for k, v in sorted(labels.items())))
     untrained = [span for span in spans if (span.number, span.version) not in trained]
-    click.echo("Next: graftline run" if untrained else "All are trained. Next: graftline drop SOURCE")
+    click.echo(
+        "Next: graftline run" if untrained else "All are trained. Next: graftline drop SOURCE"
+    )
 
 
 def _trained(project: Project) -> dict[tuple[int, int], str]:

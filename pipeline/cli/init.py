@@ -63,7 +63,9 @@ def init(directory: Path, images: Path, name: str | None, as_json: bool) -> None
         (directory / ".gitignore").write_text(_IGNORED, encoding="utf-8")
         write_config(config, config_file)
     except OSError as error:
-        raise UserError(f"The project cannot be written to {directory}: {error.strerror}.") from error
+        raise UserError(
+            f"The project cannot be written to {directory}: {error.strerror}."
+        ) from error
     count = sum(found.classes.values())
     if as_json:
         print(
