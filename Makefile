@@ -2,12 +2,13 @@
 PYTHON := .venv/bin/python
 FOLDERS := pipeline components schemas serving kubeflow
 TYPES := build/types/graftline
-RESOLVE := .venv/bin/uv pip compile --quiet --upgrade --no-header --no-annotate
+RESOLVE := .venv/bin/uv pip compile --quiet --upgrade --no-header --no-annotate \
+	--extra development pyproject.toml
 
 .PHONY: help environment demo test test-fast test-end-to-end test-current check format lock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
 
 environment: ## make or update .venv
 	@requirements/environment.sh
@@ -30,17 +31,18 @@ test-current: ## the fast tests and the demo on the current stack, in a Debian 1
 check: environment ## lint, format, types
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	.venv/bin/shellcheck requirements/*.sh .ci/run
 	@mkdir -p $(TYPES)
 	@for folder in $(FOLDERS); do ln -sfn ../../../$$folder $(TYPES)/$$folder; done
-	MYPYPATH=build/types $(PYTHON) -m mypy --namespace-packages --explicit-package-bases -p graftline
+	$(PYTHON) -m mypy
 
 format: environment ## put the sources into shape
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
-lock: environment ## resolve both lock files anew
+lock: environment ## resolve both lock files anew, to the newest versions the pins allow
 	$(RESOLVE) --python-version 3.10 -o requirements/tfx-1.16.lock requirements/tfx-1.16.in
 	$(RESOLVE) --python-version 3.12 --universal -o requirements/tfx-1.21.lock requirements/tfx-1.21.in
 
-clean: ## remove what was made, but no project of yours
+clean: ## remove what these targets made
 	rm -rf .venv .venv.lock build demo .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Runs a make target in a Debian 13 tree, to prove the stack of current systems on an older one.
 #
-#   requirements/debian13.sh TARGET...
+#   requirements/debian13.sh [TARGET...]
 #
-# Makes the tree under build/debian13 with debootstrap when it is missing (root, a minute), copies
-# the working tree's files into it and runs `make TARGET...` there. Mounts live in a namespace of
-# their own and are gone when the script ends, however it ends.
+# Makes the tree under build/debian13 with debootstrap when it is missing (a minute), copies the
+# working tree's files into it and runs `make TARGET...` there; without a target it only makes the
+# tree. Mounts live in a namespace of their own and are gone when the script ends, however it ends.
+# Exit code 2: such a tree cannot be made here, said in a sentence.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 tree=$PWD/build/debian13
@@ -16,6 +17,7 @@ fail() {
 }
 [[ $(id -u) == 0 ]] || fail "A Debian 13 tree can be made and entered by root only."
 command -v debootstrap >/dev/null || fail "debootstrap is missing: apt-get install debootstrap."
+unshare --mount true 2>/dev/null || fail "This root may not mount, and a Debian 13 tree needs /proc."
 
 mkdir -p build
 exec 9>build/debian13.lock
@@ -29,9 +31,10 @@ if [[ ! -f $tree/complete ]]; then
     fail "debootstrap failed: $(tail -n1 build/debian13.log)"
   touch "$tree/complete"
 fi
+[[ $# -gt 0 ]] || exit 0
 
 # The machine's way to the package index: name service, certificates, pip's settings.
-for file in /etc/resolv.conf /etc/pip.conf /etc/ssl/certs/ca-certificates.crt; do
+for file in /etc/hosts /etc/resolv.conf /etc/pip.conf /etc/ssl/certs/ca-certificates.crt; do
   if [[ -f $file ]]; then cp -L "$file" "$tree$file"; fi
 done
 project=$tree/opt/graftline
@@ -42,6 +45,7 @@ git ls-files -z --cached --others --exclude-standard |
   tar --null --files-from=- -cf - | tar -xf - -C "$project"
 
 export tree
+# shellcheck disable=SC2016
 unshare --mount bash -euc '
   mount --bind /dev "$tree/dev"
   mount -t proc proc "$tree/proc"
@@ -50,6 +54,7 @@ unshare --mount bash -euc '
     mkdir -p "$tree/opt/shared/data"
     mount --bind -o ro ../shared/data "$tree/opt/shared/data"
   fi
-  exec env -u PYENV_ROOT -u VIRTUAL_ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+  exec env -u GRAFTLINE_STACK -u PYENV_ROOT -u VIRTUAL_ENV \
+    PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     HOME=/root LANG=C.UTF-8 chroot "$tree" make -C /opt/graftline "$@"
 ' debian13 "$@"
