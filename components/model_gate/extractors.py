@@ -21,13 +21,19 @@ from graftline.components.model_gate.predictions import SUFFIX, Answer, Row, enc
 # Beam would let batches grow to 1000 images, which is gigabytes once they are decoded.
 BATCH = 64
 
+LABEL = "label"
+
 _PREDICTED = tfma.extractors.predictions_extractor.PREDICTIONS_EXTRACTOR_STAGE_NAME
+_SLICED = tfma.extractors.SLICE_KEY_EXTRACTOR_STAGE_NAME
 
 
 def extractors(
     eval_shared_model: Any, eval_config: tfma.EvalConfig, tensor_adapter_config: Any
 ) -> list[tfma.extractors.Extractor]:
     """TFMA's extractors with small batches in front and the rows written in between.
+
+    The metrics behind them count images of the candidate's classes, and ask a baseline with other
+    classes for those; TFMA takes labels and scores of one length only.
 
     Args:
         eval_shared_model: one model or, with a baseline, several.
@@ -39,10 +45,13 @@ def extractors(
         eval_config=eval_config,
         tensor_adapter_config=tensor_adapter_config,
     )
-    predicted = 1 + [extractor.stage_name for extractor in usual].index(_PREDICTED)
+    stages = [extractor.stage_name for extractor in usual]
+    # TFMA's evaluators take what the slicer puts out, whatever comes behind it.
+    predicted, sliced = stages.index(_PREDICTED) + 1, stages.index(_SLICED)
     batches = tfma.extractors.Extractor("SmallBatches", _SmallBatches())
     rows = tfma.extractors.Extractor("WritePredictions", _WritePredictions(destination.get()))
-    return [batches, *usual[:predicted], rows, *usual[predicted:]]
+    known = tfma.extractors.Extractor("KnownLabels", _KnownLabels())
+    return [batches, *usual[:predicted], rows, *usual[predicted:sliced], known, *usual[sliced:]]
 
 
 class _SmallBatches(beam.PTransform):
@@ -53,7 +62,7 @@ class _SmallBatches(beam.PTransform):
 
 
 class _WritePredictions(beam.PTransform):
-    """Writes a row per image and drops the image's bytes, which nothing further reads."""
+    """Writes a row per image; what goes on is without the image's bytes, which nothing reads."""
 
     def __init__(self, path: str):
         super().__init__()
@@ -64,7 +73,14 @@ class _WritePredictions(beam.PTransform):
             self._path, file_name_suffix=SUFFIX, compression_type=CompressionTypes.GZIP
         )
         _ = extracts | "Rows" >> beam.FlatMap(_rows) | "Write" >> write
-        return extracts | "WithoutImages" >> beam.Map(_without_images)
+        return extracts | "Reduce" >> beam.Map(_reduce)
+
+
+class _KnownLabels(beam.PTransform):
+    """Keeps the images whose label is one of the candidate's classes."""
+
+    def expand(self, extracts: beam.PCollection) -> beam.PCollection:
+        return extracts | beam.Filter(_known)
 
 
 def _cut(extracts: tfma.types.Extracts) -> Iterator[tfma.types.Extracts]:
@@ -73,12 +89,28 @@ def _cut(extracts: tfma.types.Extracts) -> Iterator[tfma.types.Extracts]:
         yield {**extracts, tfma.ARROW_RECORD_BATCH_KEY: records.slice(start, BATCH)}
 
 
-def _without_images(extracts: tfma.types.Extracts) -> tfma.types.Extracts:
-    features = {
-        name: value for name, value in extracts[tfma.FEATURES_KEY].items() if name != "image"
-    }
+def _reduce(extracts: tfma.types.Extracts) -> tfma.types.Extracts:
     kept = {key: value for key, value in extracts.items() if key != tfma.INPUT_KEY}
-    return {**kept, tfma.FEATURES_KEY: features}
+    features = {key: value for key, value in kept[tfma.FEATURES_KEY].items() if key != "image"}
+    predictions = kept[tfma.PREDICTIONS_KEY]
+    if BASELINE in predictions:
+        classes = predictions[CANDIDATE]["classes"]
+        aligned = {"classes": classes, "scores": _scores_of(classes[0], predictions[BASELINE])}
+        predictions = {**predictions, BASELINE: aligned}
+    return {**kept, tfma.FEATURES_KEY: features, tfma.PREDICTIONS_KEY: predictions}
+
+
+def _scores_of(classes: np.ndarray, prediction: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Scores in the order of `classes`, 0 where the model does not know one."""
+    index = {name: i for i, name in enumerate(prediction["classes"][0])}
+    with_zero = np.pad(prediction["scores"], ((0, 0), (0, 1)))
+    return with_zero[:, [index.get(name, -1) for name in classes]]
+
+
+def _known(extracts: tfma.types.Extracts) -> bool:
+    predictions = extracts[tfma.PREDICTIONS_KEY]
+    classes = predictions.get(CANDIDATE, predictions)["classes"]
+    return bool(np.isin(extracts[tfma.FEATURES_KEY][LABEL], classes).all())
 
 
 def _rows(extracts: tfma.types.Extracts) -> Iterator[str]:
@@ -87,7 +119,7 @@ def _rows(extracts: tfma.types.Extracts) -> Iterator[str]:
         predictions = {CANDIDATE: predictions}
     for i, record in enumerate(extracts[tfma.INPUT_KEY]):
         features = tf.train.Example.FromString(record).features.feature
-        label = features["label"].bytes_list.value[0].decode()
+        label = features[LABEL].bytes_list.value[0].decode()
         answers = {name: _answer(prediction, i, label) for name, prediction in predictions.items()}
         yield encode(
             Row(
