@@ -57,7 +57,7 @@ def measured(command: list[str], log: Path) -> tuple[float, float, str]:
 
 
 def split_like_the_script(images: Path, seed: int, folder: Path, log: Path) -> None:
-    """Links the images into `train`, `eval` and `test` folders; test is what the script holds out."""
+    """Links the images into `train`, `eval`, `test`; test is what the script holds out."""
     _, _, output = measured([sys.executable, "-c", _HELD_OUT, str(images), str(seed)], log)
     held_out = {Path(path).resolve() for path in json.loads(output.splitlines()[-1])}
     for label in sorted(path for path in images.iterdir() if path.is_dir()):
@@ -76,7 +76,7 @@ def split_like_the_script(images: Path, seed: int, folder: Path, log: Path) -> N
 def run_graftline(
     source: Path, weights: Path, seed: int, folder: Path, log: Path
 ) -> dict[str, Any]:
-    """Init, drop and run in a new project; the seconds are those of `graftline run` as a process."""
+    """Init, drop and run in a new project; `seconds` are those of `graftline run`, a process."""
     graftline = [sys.executable, "-m", "graftline.pipeline.cli.main"]
     project = folder / "project"
     measured([*graftline, "init", str(project), "--images", str(source)], log)

@@ -34,7 +34,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         str,
         Meta(
             pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$",
-            description="Name of the model: its folder under the base path, and what clients ask for.",
+            description="Name of the model: its folder under the base path, what clients ask for.",
         ),
     ] = "model"
 

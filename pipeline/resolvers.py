@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import ml_metadata as mlmd
+from ml_metadata.proto import metadata_store_pb2
 from tfx import types
 from tfx.dsl.components.common.resolver import ResolverStrategy
 from tfx.types import artifact_utils, standard_artifacts
@@ -85,6 +86,8 @@ class InServiceStrategy(ResolverStrategy):
         known = store.get_artifacts_by_uri(self._uri)
         if not known:
             model.mlmd_artifact.type_id = model_type
+            # Nodes take live artifacts only.
+            model.mlmd_artifact.state = metadata_store_pb2.Artifact.LIVE
             known = store.get_artifacts_by_id(store.put_artifacts([model.mlmd_artifact]))
         return {"model": [artifact_utils.deserialize_artifact(model.artifact_type, known[0])]}
 

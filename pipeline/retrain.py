@@ -1,4 +1,4 @@
-"""One run from start to end: plan, ingest what is missing, train, gate, publish; and its resumption.
+"""One run from start to end, plan, ingest, train, gate, publish, and its resumption.
 
 This is what `graftline run` and `graftline resume` do. It imports TFX only once there is something
 to run, so that a mistake or a span already trained is told at once.

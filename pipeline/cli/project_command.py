@@ -42,11 +42,9 @@ def project_command(name: str) -> Callable[[Callable[..., None]], click.Command]
             help="The project's folder. Default: here, or the nearest parent that is one.",
         )
         @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
-        @click.pass_context
         @functools.wraps(function)
-        def command(
-            ctx: click.Context, directory: Path | None, as_json: bool, **options: Any
-        ) -> None:
+        def command(directory: Path | None, as_json: bool, **options: Any) -> None:
+            ctx = click.get_current_context()
             project = Project.find(directory, ctx.meta["overrides"])
             ctx.meta["project"] = project
             function(project, as_json=as_json, **options)
