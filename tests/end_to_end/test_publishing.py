@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from graftline.serving.base_path import BasePath
 from graftline.serving.manifest import Manifest
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from graftline.serving.base_path import BasePath
 
 pytestmark = pytest.mark.end_to_end

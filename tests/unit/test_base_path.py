@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from graftline.serving import history
 from graftline.serving.base_path import BasePath
 from graftline.serving.errors import UserError

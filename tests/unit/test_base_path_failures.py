@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from graftline.serving import base_path as base_path_module
 from graftline.serving import history
 from graftline.serving.base_path import BasePath

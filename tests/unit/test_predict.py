@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
+from PIL import Image
+
 from graftline.pipeline.cli.main import main
 from graftline.serving.base_path import BasePath
 from graftline.serving.errors import UserError
 from graftline.serving.manifest import Manifest
 from graftline.serving.predictor import Predictor
-from PIL import Image
 
 
 class Reddest(tf.Module):

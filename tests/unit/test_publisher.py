@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+from tfx.proto import pusher_pb2
+from tfx.types import standard_artifacts
+from tfx.utils import json_utils, proto_utils
+
 from graftline.components.publisher import Executor
 from graftline.components.verdict import Check, Verdict
 from graftline.serving.base_path import BasePath
 from graftline.serving.errors import UserError
-from tfx.proto import pusher_pb2
-from tfx.types import standard_artifacts
-from tfx.utils import json_utils, proto_utils
 
 
 class Node:

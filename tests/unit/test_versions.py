@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from graftline.serving.base_path import BasePath
 from graftline.serving.errors import UserError
 from graftline.serving.manifest import Manifest, Problem

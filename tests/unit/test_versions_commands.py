@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from graftline.pipeline.cli.main import main
 from graftline.serving.base_path import BasePath
 from graftline.serving.manifest import Manifest, Measure
