@@ -7,8 +7,17 @@ model card and the manifest of a version read it.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+OVERALL = "overall"
+
+_OUTCOMES = {True: "passed", False: "[red]no[/red]", None: "[yellow]undecided[/yellow]"}
+_MANY = 40
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,17 +62,50 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         """The checks that said no."""
         return tuple(check for check in self.checks if check.passed is False)
 
+    @property
+    def undecided(self) -> tuple[Check, ...]:
+        """The checks that could not be decided."""
+        return tuple(check for check in self.checks if check.passed is None)
+
     def in_words(self) -> str:
-        """One sentence per failed check, or that all passed."""
-        if not self.failed:
-            return f"The {self.gate} gate passed all {len(self.checks)} checks."
-        reasons = "\n".join(f"  - {check.note}" for check in self.failed)
-        outcome = (
-            f"let through by a person: {self.overridden}"
-            if self.passed
-            else f"{len(self.failed)} of {len(self.checks)} checks failed"
-        )
-        return f"The {self.gate} gate: {outcome}.\n{reasons}"
+        """What was decided, with a line for every check that said no or could not be decided."""
+        count = len(self.checks)
+        if self.overridden:
+            outcome = f"{len(self.failed)} of {count} checks failed; let through: {self.overridden}"
+        elif not self.passed:
+            outcome = f"refused, {len(self.failed)} of {count} checks failed"
+        elif self.undecided:
+            outcome = f"passed, {len(self.undecided)} of {count} checks could not be decided"
+        else:
+            outcome = f"passed all {count} checks"
+        lines = [f"  no  {check.note}" for check in self.failed]
+        lines += [f"  ?   {check.note}" for check in self.undecided]
+        return "\n".join([f"The {self.gate} gate: {outcome}.", *lines])
+
+    def table(self) -> Table:
+        """Every check as a table for the screen; checks per class that passed only while few."""
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(title=f"{self.gate} gate", title_justify="left")
+        for heading in ("metric", "of"):
+            table.add_column(heading)
+        for heading in ("found", "before", "bound"):
+            table.add_column(heading, justify="right")
+        table.add_column("")
+        many = len(self.checks) > _MANY
+        shown = [c for c in self.checks if not (many and c.passed and c.slice != OVERALL)]
+        for check in shown:
+            numbers = (check.candidate, check.baseline, check.threshold)
+            table.add_row(
+                check.metric,
+                escape(check.slice),
+                *("" if number is None else f"{number:.3f}" for number in numbers),
+                _OUTCOMES[check.passed],
+            )
+        if len(shown) < len(self.checks):
+            table.caption = f"{len(self.checks) - len(shown)} further checks passed"
+        return table
 
     def write(self, path: Path) -> None:
         """Writes the verdict as JSON."""

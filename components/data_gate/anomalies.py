@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from tensorflow_metadata.proto.v0 import anomalies_pb2
 
 from graftline.components.data_gate.summary import LABEL, SpanSummary
-from graftline.components.verdict import Check
+from graftline.components.verdict import OVERALL, Check
 
 ANOMALY = "anomaly"
 
@@ -27,7 +27,7 @@ def describe(anomalies: Mapping[str, anomalies_pb2.Anomalies], summary: SpanSumm
             splits.setdefault((feature, description), []).append(split)
     if not splits:
         return [
-            Check(metric=ANOMALY, slice="overall", passed=True, note="every record fits the schema")
+            Check(metric=ANOMALY, slice=OVERALL, passed=True, note="every record fits the schema")
         ]
     return [
         Check(

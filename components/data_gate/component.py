@@ -27,7 +27,7 @@ from graftline.components.data_gate.anomalies import describe
 from graftline.components.data_gate.config import DataGateConfig
 from graftline.components.data_gate.shift import compare
 from graftline.components.data_gate.summary import SpanSummary, summarize
-from graftline.components.verdict import Check, Verdict
+from graftline.components.verdict import OVERALL, Check, Verdict
 from graftline.serving.errors import Refused
 
 REPORT = "data_gate.json"
@@ -164,7 +164,7 @@ def _summary(blessing: types.Artifact, statistics: types.Artifact) -> SpanSummar
 def _anomalies(artifact: types.Artifact, summary: SpanSummary) -> list[Check]:
     if not summary.images:
         note = f"span {summary.span} holds no images"
-        return [Check(metric="images", slice="overall", candidate=0, passed=False, note=note)]
+        return [Check(metric="images", slice=OVERALL, candidate=0, passed=False, note=note)]
     return describe(
         {
             split: anomalies_pb2.Anomalies.FromString(

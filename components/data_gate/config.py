@@ -43,7 +43,7 @@ class DataGateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             description="Largest tolerated shift of the class shares: the share of the images that "
             "would have to be of another class (total variation distance)."
         ),
-    ] = 0.15
+    ] = 0.1
     min_images: Annotated[
         int,
         Meta(

@@ -20,7 +20,7 @@ from graftline.components.data_gate.summary import (
     SpanSummary,
     cumulative,
 )
-from graftline.components.verdict import Check
+from graftline.components.verdict import OVERALL, Check
 
 SHIFT = "shift"
 
@@ -45,7 +45,7 @@ def compare(new: SpanSummary, old: SpanSummary, config: DataGateConfig) -> list[
             f"span {few.span} holds {few.images} images: too few to compare span {new.span} with "
             f"span {old.span} (at least {config.min_images})"
         )
-        return [Check(metric=SHIFT, slice="overall", passed=None, note=note)]
+        return [Check(metric=SHIFT, slice=OVERALL, passed=None, note=note)]
     names = [name for name in IMAGE_FEATURES if name in new.features and name in old.features]
     significance = config.significance / (len(names) + 1)
     checks = [_feature(name, new, old, config.max_image_shift, significance) for name in names]

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graftline.components.model_gate.bootstrap import difference_interval
-from graftline.components.model_gate.config import OVERALL, Bound, ModelGateConfig
+from graftline.components.model_gate.config import Bound, ModelGateConfig
 from graftline.components.model_gate.predictions import Predictions
-from graftline.components.verdict import Check
+from graftline.components.verdict import OVERALL, Check
 
 
 def judge(predictions: Predictions, config: ModelGateConfig, in_service: str = "") -> list[Check]:

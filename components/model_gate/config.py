@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-Share = Annotated[float, Meta(ge=0, le=1)]
+from graftline.components.verdict import OVERALL
 
-OVERALL = "overall"
+Share = Annotated[float, Meta(ge=0, le=1)]
 
 
 class Bound(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
