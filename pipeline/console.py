@@ -12,8 +12,12 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from graftline.components import progress
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 # Without a terminal, e.g. in CI, progress inside a step is shown at most this often, in seconds.
 _QUIET_INTERVAL = 20.0
@@ -75,6 +79,15 @@ class Console:
         self._clear()
         if not self._quiet:
             self._screen.write(text + "\n")
+
+    def table(self, table: Table) -> None:
+        """Shows a table; the log has it too."""
+        import rich.console
+
+        self._clear()
+        rich.console.Console(file=sys.stderr, width=120).print(table)
+        if not self._quiet:
+            rich.console.Console(file=self._screen).print(table)
 
     def progress(self, text: str) -> None:
         """Shows how far the current step is: overwritten on a terminal, sparse elsewhere."""

@@ -6,6 +6,8 @@ configuration and the run's plan. See docs/architecture.md for the picture.
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +39,7 @@ from tfx.types.channel import Channel
 
 from graftline.components import publisher
 from graftline.components.data_gate.component import DataBlessing, DataGate
+from graftline.components.ingest.spans import SPLITS, find_span
 from graftline.components.model_gate.component import ModelGate
 from graftline.components.model_gate.evaluator import Evaluator
 from graftline.pipeline.code_digest import code_digest, code_revision, file_digest
@@ -46,9 +49,9 @@ from graftline.pipeline.plan import Plan
 from graftline.pipeline.project import Project
 from graftline.pipeline.resolvers import InServiceStrategy, PreviousSpanStrategy, WindowStrategy
 from graftline.schemas import curated
+from graftline.serving.base_path import BasePath
 
 NAME = "graftline"
-SPLITS = ("train", "eval", "test")
 
 
 @dataclass(frozen=True)
@@ -194,7 +197,7 @@ def _model_nodes(project: Project, plan: Plan, data: DataNodes) -> list[BaseNode
     )
     in_service = Resolver(
         strategy_class=InServiceStrategy,
-        config={"uri": _link_in_service(project, plan.baseline)},
+        config={"uri": _hold_in_service(project, plan.baseline)},
         model=Channel(type=standard_artifacts.Model, producer_component_id=trainer.id),
     ).with_id("in_service")
     evaluator = Evaluator(
@@ -229,7 +232,11 @@ def _model_nodes(project: Project, plan: Plan, data: DataNodes) -> list[BaseNode
 
 def _publication(project: Project, plan: Plan) -> dict[str, Any]:
     """What the publisher writes into the manifest beside the model's own files."""
+    summaries = [
+        find_span(project.spans, entry.span, entry.version).summary for entry in plan.window
+    ]
     return {
+        "images": {split: sum(s.per_split[split] for s in summaries) for split in SPLITS},
         "model": project.config.model.name,
         "spans": [[entry.span, entry.version] for entry in plan.window],
         "config": to_tree(project.config),
@@ -238,13 +245,26 @@ def _publication(project: Project, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _link_in_service(project: Project, version: int | None) -> str:
+def _hold_in_service(project: Project, version: int | None) -> str:
     """A folder in the layout of a Trainer's model whose serving part is a published version."""
     if version is None:
         return ""
     folder = project.artifacts / "in_service" / str(version)
-    folder.mkdir(parents=True, exist_ok=True)
-    link = folder / "Format-Serving"
-    if not link.is_symlink():
-        link.symlink_to(project.base_path / str(version), target_is_directory=True)
+    if not folder.exists():
+        staged = folder.with_name(f".{version}")
+        shutil.rmtree(staged, ignore_errors=True)
+        # Linked file by file: a rollback during the run moves the folder of the version away.
+        shutil.copytree(
+            BasePath(project.base_path).folder(version),
+            staged / "Format-Serving",
+            copy_function=_link_or_copy,
+        )
+        staged.rename(folder)
     return str(folder)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copyfile(source, target)

@@ -262,7 +262,7 @@ class _Execution:
         from graftline.pipeline.local_runner import pushed_version
 
         verdict = Verdict.read(self._folder / "model_gate.json")
-        self._console.line(verdict.in_words())
+        self._console.table(verdict.table())
         if not verdict.passed:
             self._record.refused_by = "model"
             raise Refused(

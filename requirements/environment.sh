@@ -63,6 +63,6 @@ fi
 rm -f .venv/stamp
 echo "Installing $lock; this takes a minute or two."
 .venv/bin/python -m pip install --quiet --disable-pip-version-check "$(grep '^uv==' "$lock")"
-.venv/bin/uv pip sync --quiet --python .venv/bin/python "$lock"
+.venv/bin/uv pip sync --quiet --compile-bytecode --python .venv/bin/python "$lock"
 .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
 echo "$stamp" >.venv/stamp

@@ -25,6 +25,7 @@ _COMMANDS = {
     "predict": "predict",
     "versions": "versions",
     "rollback": "versions",
+    "withdraw": "versions",
     "restore": "versions",
     "verify": "versions",
 }
