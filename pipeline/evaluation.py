@@ -13,6 +13,8 @@ import tf_keras
 
 from graftline.components.model_gate.config import ModelGateConfig
 from graftline.components.model_gate.evaluator import BASELINE, CANDIDATE, SIGNATURE
+from graftline.components.verdict import OVERALL
+from graftline.serving.errors import UserError
 
 LABEL = "label"
 
@@ -22,8 +24,17 @@ def eval_config(config: ModelGateConfig, classes: Sequence[str]) -> tfma.EvalCon
 
     Args:
         config: the section of the model gate.
-        classes: class names in the order of the model's outputs.
+        classes: class names of the schema.
+
+    Raises:
+        UserError: a bound of the user's names a class that the schema does not have.
     """
+    for bound in config.bounds:
+        if bound.slice not in (OVERALL, *classes):
+            raise UserError(
+                f"model_gate.bounds asks for the {bound.metric} of {bound.slice!r}, which is no class "
+                f"of the schema. Its classes are: {', '.join(classes)}."
+            )
     models = [
         tfma.ModelSpec(
             name=name,

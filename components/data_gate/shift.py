@@ -24,7 +24,7 @@ from graftline.components.verdict import OVERALL, Check
 
 SHIFT = "shift"
 
-_DEALS = 10_000
+_DEALS = 5_000
 
 
 def compare(new: SpanSummary, old: SpanSummary, config: DataGateConfig) -> list[Check]:

@@ -53,7 +53,8 @@ def judge(predictions: Predictions, config: ModelGateConfig, in_service: str = "
 def confusion(predictions: Predictions) -> NDArray[np.int64]:
     """Number of test images per true class (rows) and named class (columns), int64 (C, C)."""
     size = len(predictions.classes)
-    pairs = predictions.label.astype(np.int64) * size + predictions.candidate
+    named = predictions.candidate >= 0
+    pairs = predictions.label[named].astype(np.int64) * size + predictions.candidate[named]
     return np.bincount(pairs, minlength=size * size).reshape(size, size)
 
 
