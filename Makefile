@@ -4,6 +4,8 @@ FOLDERS := pipeline components schemas serving kubeflow
 TYPES := build/types/graftline
 RESOLVE := .venv/bin/uv pip compile --quiet --upgrade --no-header --no-annotate \
 	--extra development pyproject.toml
+# Without compiled modules every process would compile TensorFlow anew, ten seconds each.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help environment demo test test-fast test-end-to-end test-current check format lock clean
 
