@@ -1,1 +1,1 @@
-"""The same pipeline without anyone at the keyboard: what Kubeflow needs of it."""
+"""The same pipeline on Kubeflow Pipelines. Nothing of it is here yet: see docs/architecture.md."""

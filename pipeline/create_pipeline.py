@@ -72,8 +72,11 @@ def create_pipeline(project: Project, plan: Plan, *, data_only: bool = False) ->
         plan: what the run decided at its start.
         data_only: end after the data gate: the target becomes part of later windows.
     """
-    data = _data_nodes(project, plan)
-    nodes = list(data.all) if data_only else [*data.all, *_model_nodes(project, plan, data)]
+    report_dir = str(report_folder(project, plan, data_only))
+    data = _data_nodes(project, plan, report_dir)
+    nodes = (
+        list(data.all) if data_only else [*data.all, *_model_nodes(project, plan, data, report_dir)]
+    )
     return Pipeline(
         pipeline_name=NAME,
         pipeline_root=str(project.artifacts),
@@ -105,7 +108,13 @@ def compile_pipeline(
     return ir
 
 
-def _data_nodes(project: Project, plan: Plan) -> DataNodes:
+def report_folder(project: Project, plan: Plan, data_only: bool) -> Path:
+    """Where the gates write their verdicts: the run's folder, for an earlier span one inside."""
+    folder = project.runs / plan.run_id
+    return folder / f"span-{plan.target.span}" if data_only else folder
+
+
+def _data_nodes(project: Project, plan: Plan, report_dir: str) -> DataNodes:
     example_gen = ImportExampleGen(
         input_base=str(project.spans),
         input_config=example_gen_pb2.Input(
@@ -146,18 +155,17 @@ def _data_nodes(project: Project, plan: Plan) -> DataNodes:
         previous=previous.outputs["blessing"],
         config=msgspec.json.encode(project.config.data_gate).decode(),
         accept_reason=plan.accept_anomalies,
-        report_dir=str(project.runs / plan.run_id),
+        report_dir=report_dir,
     )
     return DataNodes(
         example_gen, schema, gate, (schema, example_gen, statistics, validator, previous, gate)
     )
 
 
-def _model_nodes(project: Project, plan: Plan, data: DataNodes) -> list[BaseNode]:
+def _model_nodes(project: Project, plan: Plan, data: DataNodes, report_dir: str) -> list[BaseNode]:
     config = project.config
     schema = curated.read(project.schema)
     classes = curated.classes(schema)
-    report_dir = str(project.runs / plan.run_id)
     window = Resolver(
         strategy_class=WindowStrategy,
         config={"spans": [[entry.span, entry.version] for entry in plan.window]},

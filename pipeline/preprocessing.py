@@ -7,6 +7,7 @@ constants of the graph.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,10 @@ from graftline.components.trainer import backbones
 from graftline.components.trainer.config import ImageConfig, TrainerConfig
 from graftline.components.trainer.inputs import IMAGE, LABEL
 from graftline.pipeline.exif import orientations
+
+# By how much the JPEG decoder can shrink.
+_RATIOS = (1, 2, 4, 8)
+_LITTLE = 1.25
 
 
 def preprocessing_config(
@@ -64,14 +69,33 @@ def read_images(encoded: tf.Tensor, config: ImageConfig) -> tf.Tensor:
         float32 (B, size, size, 3), RGB, 0 to 255.
     """
 
-    def read(one: tf.Tensor) -> tf.Tensor:
-        image = tf.io.decode_image(one, channels=3, expand_animations=False)
-        image.set_shape((None, None, 3))
-        return _fit(image, config)
-
     shape = (config.size, config.size, 3)
-    images = tf.map_fn(read, encoded, fn_output_signature=tf.TensorSpec(shape, tf.float32))
+    images = tf.map_fn(
+        lambda one: _fit(_decode(one, config.size), config),
+        encoded,
+        fn_output_signature=tf.TensorSpec(shape, tf.float32),
+    )
     return _turn_upright(images, orientations(encoded))
+
+
+def _decode(encoded: tf.Tensor, size: int) -> tf.Tensor:
+    """uint8 (height, width, 3): one image, not smaller than it was or than the size asked for."""
+
+    def decode_jpeg() -> tf.Tensor:
+        # A JPEG is decoded at half, a quarter or an eighth of its size in a fraction of the time,
+        # each pixel the mean of those that it stands for.
+        spare = tf.reduce_min(tf.io.extract_jpeg_shape(encoded)[:2]) // size
+        return tf.switch_case(
+            tf.reduce_sum(tf.cast(spare >= _RATIOS[1:], tf.int32)),
+            [functools.partial(tf.io.decode_jpeg, encoded, 3, ratio) for ratio in _RATIOS],
+        )
+
+    def decode_other() -> tf.Tensor:
+        return tf.io.decode_image(encoded, channels=3, expand_animations=False)
+
+    image = tf.cond(tf.io.is_jpeg(encoded), decode_jpeg, decode_other)
+    image.set_shape((None, None, 3))
+    return image
 
 
 def _fit(image: tf.Tensor, config: ImageConfig) -> tf.Tensor:
@@ -84,7 +108,12 @@ def _fit(image: tf.Tensor, config: ImageConfig) -> tf.Tensor:
         image = tf.image.crop_to_bounding_box(
             image, (height - side) // 2, (width - side) // 2, side, side
         )
-    return tf.image.resize(image, (size, size), antialias=True)
+    # Antialiasing doubles the time and changes nothing where there is little to shrink.
+    return tf.cond(
+        tf.reduce_max(tf.shape(image)[:2]) > int(_LITTLE * size),
+        lambda: tf.image.resize(image, (size, size), antialias=True),
+        lambda: tf.image.resize(image, (size, size)),
+    )
 
 
 def _turn_upright(images: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
@@ -105,7 +134,12 @@ def _turn_upright(images: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
 def _scale(images: tf.Tensor, scaling: backbones.Scaling) -> tf.Tensor:
     if scaling.bgr:
         images = tf.reverse(images, [3])
-    return (images - tf.constant(scaling.mean)) / tf.constant(scaling.deviation)
+    # Constants as long as a row: broadcasting over the three channels alone is ten times slower.
+    mean, deviation = (
+        tf.tile(tf.constant([channels]), (images.shape[2], 1))
+        for channels in (scaling.mean, scaling.deviation)
+    )
+    return (images - mean) / deviation
 
 
 def _index(label: tf.Tensor, classes: Sequence[str]) -> tf.Tensor:

@@ -111,6 +111,12 @@ def resume(project: Project, *, quiet: bool = False) -> RunRecord:
         folder = project.runs / last.run_id
         begun = Project(project.root, load_config(folder / "config.yaml"))
         request = msgspec.json.decode((folder / "request.json").read_bytes(), type=Request)
+        newest = find_span(project.spans, last.span)
+        if newest.version != last.version:
+            raise UserError(
+                f"{last.run_id} cannot go on: {last.target} has been replaced by version "
+                f"{newest.version} meanwhile. Start anew with `graftline run --span {last.span}`."
+            )
         last.state, last.error, last.pid, last.nodes = run_record.RUNNING, "", os.getpid(), []
         last.write(project.runs)
         return _execute(begun, request, last, quiet=quiet)
@@ -137,9 +143,6 @@ def _execute(project: Project, request: Request, record: RunRecord, *, quiet: bo
     except Exception as error:
         record.state = run_record.FAILED
         record.error = traceback.format_exception_only(error)[-1].strip()
-        with log.open("a", encoding="utf-8") as stream:
-            traceback.print_exc(file=stream)
-        error.add_note(str(log)) if hasattr(error, "add_note") else None
         raise
     finally:
         record.finished = run_record.now()
@@ -169,7 +172,7 @@ class _Execution:
                 )
             for missing in self._never_ingested(blessed_spans(self._store)):
                 self._console.line(f"  {missing} is in the window and was never ingested:")
-                self._run(self._plan(missing, blessed_spans(self._store)), data_only=True)
+                self._ingest(self._plan(missing, blessed_spans(self._store)))
             plan = self._decide(blessed_spans(self._store))
             self._record.window = plan.window
             self._console.line(self._describe(plan))
@@ -179,9 +182,9 @@ class _Execution:
     def _never_ingested(self, blessed: set[SpanVersion]) -> list[SpanVersion]:
         """Spans of the window that no run has seen; a span that was refused stays out."""
         seen = {
-            record.target
+            span
             for record in run_record.records(self._project.runs)
-            if record.refused_by == "data"
+            for span in record.refused_spans
         }
         earlier = [
             span for span in self._newest_spans() if span < self._record.target and span not in seen
@@ -229,8 +232,15 @@ class _Execution:
         against = f"version {plan.baseline}" if plan.baseline else "nothing yet in service"
         return f"  trains on span{'s' * (len(plan.window) > 1)} {spans}; compared with {against}"
 
+    def _ingest(self, plan: Plan) -> None:
+        """Takes an earlier span in; when it is refused, the run goes on without it."""
+        try:
+            self._run(plan, data_only=True)
+        except Refused as refusal:
+            self._console.line(f"{refusal}\n  The run goes on without it.")
+
     def _run(self, plan: Plan, *, data_only: bool) -> None:
-        from graftline.pipeline.create_pipeline import compile_pipeline
+        from graftline.pipeline.create_pipeline import compile_pipeline, report_folder
         from graftline.pipeline.local_runner import run_pipeline
 
         ir = compile_pipeline(self._project, plan, data_only=data_only)
@@ -239,13 +249,15 @@ class _Execution:
         try:
             run_pipeline(ir, run_id, self._store, self._listen)
         except Refused:
-            self._record.refused_by = "data"
-            verdict = Verdict.read(self._folder / "data_gate.json")
+            self._record.refused_spans = (*self._record.refused_spans, plan.target)
+            if not data_only:
+                self._record.refused_by = "data"
+            verdict = Verdict.read(report_folder(self._project, plan, data_only) / "data_gate.json")
             raise Refused(
-                f"{plan.target} is refused: nothing was trained.\n{verdict.in_words()}\n"
-                "Mend the data and drop it again (graftline drop SOURCE --span "
-                f"{plan.target.span} --version {plan.target.version + 1}), or let it through with "
-                "`graftline run --accept-anomalies --reason TEXT`."
+                f"{plan.target} is refused: nothing was trained on it.\n{verdict.in_words()}\n"
+                f"Mend the data and drop it again (graftline drop SOURCE --span {plan.target.span} "
+                f"--version {plan.target.version + 1}), or let it through with `graftline run "
+                f"--span {plan.target.span} --accept-anomalies --reason TEXT`."
             ) from None
 
     def _listen(self, node: str, state: str, seconds: float) -> None:

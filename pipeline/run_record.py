@@ -49,7 +49,7 @@ class RunRecord(msgspec.Struct, kw_only=True):
         pid: process that runs it.
         nodes: the nodes so far, in order.
         refused_by: `data` or `model` where a gate said no.
-        data_gate: whether the target span passed the data gate, None where it came not so far.
+        refused_spans: spans that the data gate refused in this run.
         published_version: version under the base path, where it got so far.
         error: last line of what went wrong.
     """
@@ -64,6 +64,7 @@ class RunRecord(msgspec.Struct, kw_only=True):
     pid: int = msgspec.field(default_factory=os.getpid)
     nodes: list[NodeRecord] = []
     refused_by: str = ""
+    refused_spans: tuple[SpanVersion, ...] = ()
     published_version: int | None = None
     error: str = ""
 

@@ -103,6 +103,8 @@ def _trained(project: Project) -> dict[tuple[int, int], str]:
             told = f"{record.run_id}, refused by the {record.refused_by} gate"
         for entry in (record.target, *record.window):
             found.setdefault((entry.span, entry.version), told)
+        for entry in record.refused_spans:
+            found[entry.span, entry.version] = f"{record.run_id}, refused by the data gate"
     return found
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import datetime
 import importlib
 import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 
 import click
 
+from graftline.pipeline import run_record
 from graftline.pipeline.project import Project
 from graftline.serving.errors import Refused, UserError
 
@@ -92,7 +94,8 @@ def _crash(arguments: Sequence[str], crash: Exception, project: object) -> None:
         _fail(arguments, "crash", f"Graftline crashed: {last_line}", 1)
         return
     project.runs.mkdir(parents=True, exist_ok=True)
-    log = project.runs / "crash.log"
+    own = next((run for run in run_record.records(project.runs) if run.pid == os.getpid()), None)
+    log = project.runs / (f"{own.run_id}/{run_record.LOG_NAME}" if own else "crash.log")
     with log.open("a", encoding="utf-8") as stream:
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         stream.write(f"{now} graftline {' '.join(arguments)}\n{traceback.format_exc()}\n")
