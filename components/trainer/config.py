@@ -123,8 +123,9 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise ValueError(f"alpha has no meaning for {self.backbone}; leave it at 1.0")
         if self.frozen.epochs == 0 and self.fine_tune.epochs == 0:
             raise ValueError("frozen.epochs and fine_tune.epochs are both 0: nothing would train")
-        if self.weights == "none" and (self.fine_tune.epochs == 0 or self.fine_tune.fraction < 1):
+        whole = self.fine_tune.epochs > 0 and self.fine_tune.fraction == 1.0
+        if self.weights == "none" and (self.frozen.epochs > 0 or not whole):
             raise ValueError(
-                "a backbone with weights none starts at random and has to train as a whole: set "
-                "fine_tune.fraction to 1.0 and fine_tune.epochs to at least 1"
+                "a backbone with weights none starts at random, so that nothing of it may stay "
+                "frozen: set frozen.epochs to 0 and fine_tune.fraction to 1.0"
             )

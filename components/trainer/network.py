@@ -23,11 +23,15 @@ def make_head(config: HeadConfig, features: int, classes: int) -> tf_keras.Model
     return head
 
 
-def join(backbone: tf_keras.Model, head: tf_keras.Model) -> tf_keras.Model:
+def join(backbone: tf_keras.Model, head: tf_keras.Model, pretrained: bool) -> tf_keras.Model:
     """A backbone, or its upper part, followed by a head; the layers are shared, not copied.
 
-    Batch normalisation stays in inference mode: its statistics are those of the images that the
-    backbone was pretrained on, and a small batch would spoil them.
+    Args:
+        backbone: from its input to features (B, F).
+        head: from features to logits.
+        pretrained: batch normalisation then stays in inference mode, for its statistics are those
+            of many more images than a batch has; one that starts at random has none to keep.
     """
     inputs = tf_keras.Input(backbone.input_shape[1:])
-    return tf_keras.Model(inputs, head(backbone(inputs, training=False)))
+    features = backbone(inputs, training=False if pretrained else None)
+    return tf_keras.Model(inputs, head(features))

@@ -94,3 +94,9 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True):
         tf.io.gfile.makedirs(folder)
         with tf.io.gfile.GFile(f"{folder}/{FILE_NAME}", "w") as file:
             file.write(msgspec.json.format(msgspec.json.encode(self), indent=2).decode())
+
+    @staticmethod
+    def read(folder: str) -> TrainingRecord:
+        """Reads what `write` wrote."""
+        with tf.io.gfile.GFile(f"{folder}/{FILE_NAME}", "rb") as file:
+            return msgspec.json.decode(file.read(), type=TrainingRecord)

@@ -13,18 +13,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 import tf_keras
-from tensorflow.python.autograph.core import config as autograph
-from tfx.components.trainer.fn_args_utils import FnArgs
 
 from graftline.components.progress import report
 from graftline.components.trainer import backbones, inputs
+from graftline.components.trainer.autograph import leave_keras_unconverted
 from graftline.components.trainer.config import ImageConfig, TrainerConfig
 from graftline.components.trainer.devices import make_strategy
 from graftline.components.trainer.export import export
@@ -33,6 +32,9 @@ from graftline.components.trainer.network import join, make_head
 from graftline.components.trainer.phases import run_phase
 from graftline.components.trainer.record import Best, Phase, TrainingRecord
 from graftline.serving.errors import UserError
+
+if TYPE_CHECKING:
+    from tfx.components.trainer.fn_args_utils import FnArgs
 
 _PROGRESS_EVERY = 2.0  # seconds
 _MOST_OF_FREE_DISK = 0.5
@@ -49,7 +51,7 @@ def run_fn(fn_args: FnArgs) -> None:
         UserError: there is nothing to train on, a label is none of the classes, the weights cannot
             be read, or the loss is no number.
     """
-    _leave_keras_unconverted()
+    leave_keras_unconverted()
     training = Training(
         config=msgspec.convert(fn_args.custom_config["trainer"], TrainerConfig),
         image=msgspec.convert(fn_args.custom_config["image"], ImageConfig),
@@ -59,16 +61,6 @@ def run_fn(fn_args: FnArgs) -> None:
         logs=fn_args.model_run_dir,
     )
     training.run(fn_args.serving_model_dir)
-
-
-def _leave_keras_unconverted() -> None:
-    """Keeps AutoGraph from converting all of Keras 2, which takes half a minute.
-
-    TensorFlow 2.16 lacks the rule; later versions have it.
-    """
-    rules = autograph.CONVERSION_RULES
-    if not any(rule.matches("tf_keras") for rule in rules):
-        autograph.CONVERSION_RULES = (autograph.DoNotConvert("tf_keras"), *rules)
 
 
 @dataclass(frozen=True)
@@ -106,19 +98,20 @@ class Training:
             lower, upper = backbones.split(backbone, config.backbone, config.fine_tune.fraction)
             if lower is not None:
                 lower.trainable = False
-            networks = {"frozen": head, "fine_tune": join(upper, head)}
+            pretrained = config.weights != "none"
+            networks = {"frozen": head, "fine_tune": join(upper, head, pretrained)}
             stored = {"frozen": backbone.output}
             if lower is not None and self._fits_on_disk(lower, sum(counts.values())):
                 stored["fine_tune"] = lower.output
             else:
-                networks["fine_tune"] = join(backbone, head)
+                networks["fine_tune"] = join(backbone, head, pretrained)
             stored = {name: x for name, x in stored.items() if getattr(config, name).epochs}
             computing = time.monotonic()
             features = self._compute_features(backbone.input, stored, counts, strategy)
             computed = time.monotonic() - computing
             phases, best = self._run_phases(networks, features, counts)
         report("exporting the model")
-        model = join(backbone, head)
+        model = join(backbone, head, pretrained)
         export(model, self.transform, self.classes, destination)
         TrainingRecord(
             backbone=config.backbone,

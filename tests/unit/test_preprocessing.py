@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from PIL import Image, ImageOps
+
 from graftline.components.trainer.backbones import BACKBONES
 from graftline.components.trainer.config import ImageConfig, TrainerConfig
 from graftline.pipeline.exif import orientations
 from graftline.pipeline.preprocessing import preprocessing_config, preprocessing_fn, read_images
-from PIL import Image, ImageOps
 
 ORIENTATION = 0x0112
 
@@ -30,7 +31,9 @@ def read(*encoded: bytes, size: int = 32, fit: str = "stretch") -> np.ndarray:
 def lopsided(width: int = 48, height: int = 40) -> Image.Image:
     """A smooth image that looks different in each of the eight orientations."""
     y, x = np.mgrid[0:height, 0:width]
-    pixels = np.stack([255 * x / width, 255 * y / height, 255 * (x + 2 * y) / (width + 2 * height)], axis=-1)
+    pixels = np.stack(
+        [255 * x / width, 255 * y / height, 255 * (x + 2 * y) / (width + 2 * height)], axis=-1
+    )
     return Image.fromarray(pixels.astype(np.uint8))
 
 
@@ -140,7 +143,20 @@ def converted(mode: str) -> Image.Image:
         (encode(converted("CMYK"), "JPEG", quality=95), converted("CMYK").convert("RGB")),
         (encode(lopsided(), "JPEG", quality=95, progressive=True), lopsided()),
     ],
-    ids="png bmp gif palette grey grey+alpha 1-bit rgba jpeg grey-jpeg cmyk progressive".split(),
+    ids=[
+        "png",
+        "bmp",
+        "gif",
+        "palette",
+        "grey",
+        "grey+alpha",
+        "1-bit",
+        "rgba",
+        "jpeg",
+        "grey-jpeg",
+        "cmyk",
+        "progressive",
+    ],
 )
 def test_every_format_and_colour_mode_is_read_as_pillow_reads_it(encoded, upright):
     difference = np.abs(read(encoded) - read(encode(upright)))

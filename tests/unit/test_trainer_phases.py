@@ -1,0 +1,70 @@
+"""One phase of training: when it ends, which weights it ends with."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from graftline.components.trainer.autograph import leave_keras_unconverted
+from graftline.components.trainer.phases import run_phase
+from graftline.components.trainer.record import Best, Phase
+
+FEATURES = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
+LABELS = (FEATURES[:, 0] > 0).astype(np.int64)
+
+leave_keras_unconverted()
+
+
+def linear() -> tf_keras.Model:
+    tf_keras.utils.set_random_seed(1)
+    return tf_keras.Sequential([tf_keras.Input((4,)), tf_keras.layers.Dense(2)])
+
+
+def loss_of(model: tf_keras.Model, labels: np.ndarray) -> float:
+    compute = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    return float(compute(labels, model(FEATURES)))
+
+
+def run(
+    model: tf_keras.Model, folder: Path, eval_labels: np.ndarray = LABELS, **settings
+) -> tuple[Phase, Best]:
+    batches = tf.data.Dataset.from_tensor_slices((FEATURES, LABELS)).batch(16)
+    evaluation = tf.data.Dataset.from_tensor_slices((FEATURES, eval_labels)).batch(16)
+    defaults = {"images": 64, "epochs": 6, "rate": 0.05, "patience": 2, "best": None}
+    return run_phase(
+        "frozen", model, batches, evaluation, logs=str(folder), **{**defaults, **settings}
+    )
+
+
+def test_a_phase_that_improves_runs_all_its_epochs(tmp_path):
+    phase, best = run(linear(), tmp_path)
+    assert len(phase.epochs) == best.epoch == 6
+    assert phase.epochs[-1].loss < phase.epochs[0].loss
+    assert phase.trainable_parameters == 10
+
+
+def test_a_phase_ends_when_patience_runs_out_with_the_weights_of_its_best_epoch(tmp_path):
+    model = linear()
+    phase, best = run(model, tmp_path, eval_labels=1 - LABELS, epochs=10, rate=0.5)
+    assert best.epoch == 1
+    assert len(phase.epochs) == 1 + 2
+    assert loss_of(model, 1 - LABELS) == pytest.approx(phase.epochs[0].eval_loss, rel=1e-4)
+
+
+def test_a_phase_that_never_beats_the_one_before_leaves_the_weights_as_they_were(tmp_path):
+    model = linear()
+    before = [weight.copy() for weight in model.get_weights()]
+    unbeaten = Best(phase="earlier", epoch=9, eval_loss=1e-6, eval_accuracy=1.0)
+    _, best = run(model, tmp_path, best=unbeaten)
+    assert best == unbeaten
+    for weight, kept in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, kept)
+
+
+def test_the_same_seed_gives_the_same_epochs(tmp_path):
+    losses = [
+        [epoch.loss for epoch in run(linear(), tmp_path / name)[0].epochs] for name in ("a", "b")
+    ]
+    assert losses[0] == losses[1]
