@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -74,9 +75,9 @@ def create_pipeline(project: Project, plan: Plan, *, data_only: bool = False) ->
     """
     report_dir = str(report_folder(project, plan, data_only))
     data = _data_nodes(project, plan, report_dir)
-    nodes = (
-        list(data.all) if data_only else [*data.all, *_model_nodes(project, plan, data, report_dir)]
-    )
+    nodes = list(data.all)
+    if not data_only:
+        nodes += _model_nodes(project, plan, data, report_dir)
     return Pipeline(
         pipeline_name=NAME,
         pipeline_root=str(project.artifacts),
