@@ -34,8 +34,9 @@ def draw(matrix: NDArray[np.int64], classes: Sequence[str], path: Path) -> None:
     axes.set_ylabel("true class")
     axes.set_title(f"{matrix.sum()} test images")
     if size <= _READABLE:
-        axes.set_xticks(range(size), classes, rotation=90)
-        axes.set_yticks(range(size), classes)
+        # A class may be called `$5`, which is no formula.
+        axes.set_xticks(range(size), classes, rotation=90, parse_math=False)
+        axes.set_yticks(range(size), classes, parse_math=False)
         for row, column in zip(*np.nonzero(matrix), strict=True):
             dark = shares[row, column] > 0.5
             axes.text(

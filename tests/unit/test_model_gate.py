@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from PIL import Image
 from tfx.components.util import model_utils
 from tfx.types import standard_artifacts
 
+from graftline.components.model_gate import confusion
 from graftline.components.model_gate.component import Executor
 from graftline.components.model_gate.config import ModelGateConfig
 from graftline.components.model_gate.predictions import Answer, Row, encode, read_predictions
@@ -141,6 +143,11 @@ def test_the_confusion_matrix_is_drawn(gate: Gate) -> None:
     gate.judge(TRUTH)
     with Image.open(gate.report_dir / "confusion_matrix.png") as picture:
         assert picture.format == "PNG"
+
+
+def test_class_names_are_drawn_as_they_are(tmp_path: Path) -> None:
+    confusion.draw(np.eye(2, dtype=np.int64), [r"$\\frac$", "a_b^{"], tmp_path / "matrix.png")
+    assert (tmp_path / "matrix.png").exists()
 
 
 def test_rows_of_every_shard_become_arrays_in_the_order_of_the_classes(tmp_path: Path) -> None:
