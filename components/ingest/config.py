@@ -33,23 +33,32 @@ class DropConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ] = 0.1
     test_share: Annotated[
         float,
-        Meta(ge=0.0, le=1.0, description="Share of the images that judge the model, never trained on."),
+        Meta(
+            ge=0.0,
+            le=1.0,
+            description="Share of the images that judge the model, never trained on.",
+        ),
     ] = 0.1
     max_quarantined: Annotated[
         float,
         Meta(
             ge=0.0,
             le=1.0,
-            description="A drop of which a larger share is unusable is refused whole. Duplicates "
-            "of what is there already do not count.",
+            description="A drop of which a larger share is unusable is refused whole. Exact "
+            "duplicates do not count.",
         ),
     ] = 0.2
-    max_bytes: Annotated[
-        int, Meta(ge=1, description="Larger files are quarantined unread.")
-    ] = 64_000_000
+    max_bytes: Annotated[int, Meta(ge=1, description="Larger files are quarantined unread.")] = (
+        64_000_000
+    )
     max_pixels: Annotated[
-        int, Meta(ge=1, description="Images with more pixels are quarantined before decoding.")
-    ] = 50_000_000
+        int,
+        Meta(
+            ge=1,
+            description="Images with more pixels, all frames of an animation together, are "
+            "quarantined before decoding, which takes 3 to 9 bytes of memory for each pixel.",
+        ),
+    ] = 32_000_000
     min_side: Annotated[
         int, Meta(ge=1, description="Images with a shorter side, in pixels, are quarantined.")
     ] = 8

@@ -1,28 +1,28 @@
-"""Takes a drop in: from a source of labelled images to one version of one span, whole or not at all.
+"""Takes a drop in: from labelled images to one version of one span, whole or not at all.
 
 List the files, examine each, find duplicates and divide into splits, write the shards: all in a
-folder beside the spans, which becomes the span in one rename. See docs/drops.md.
+workplace beside the spans, whose content becomes the span in one rename. See docs/drops.md.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
+import datetime
 import importlib.metadata
-import os
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import filelock
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from graftline.components.ingest import own_records, quarantine, sources, splits, stages
 from graftline.components.ingest.config import DropConfig
-from graftline.components.ingest.examine import THUMBNAIL
-from graftline.components.ingest.fingerprints import Fingerprints
+from graftline.components.ingest.entries import Entry
+from graftline.components.ingest.fingerprints import Fingerprints, Known
+from graftline.components.ingest.labels import CaseWatch
+from graftline.components.ingest.likeness import THUMBNAIL
+from graftline.components.ingest.shards import plan_shards, write_shards
+from graftline.components.ingest.sources import Source
 from graftline.components.ingest.spans import (
     IMAGES,
     SPLITS,
@@ -33,24 +33,24 @@ from graftline.components.ingest.spans import (
     list_spans,
     newest_versions,
 )
+from graftline.components.ingest.workplace import Workplace, workplace
 from graftline.components.ingest.worksheet import Worksheet
 from graftline.components.progress import report
 from graftline.serving.errors import UserError
-from graftline.serving.history import now
 from graftline.serving.image_check import Limits
 
-_BUILDING = ".building"
 _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("group", pa.string()),
         ("split", pa.string()),
         ("label", pa.string()),
+        ("file", pa.string()),
         ("hash", pa.uint64()),
         ("thumbnail", pa.binary(THUMBNAIL * THUMBNAIL)),
-        ("aspect", pa.float64()),
     ]
 )
+_BATCH = 1000
 
 
 def drop(
@@ -74,122 +74,145 @@ def drop(
         classes: those of the schema; others are taken in with a warning.
         span: number of the span; None: one more than the highest.
         version: version of the span; None: 1, for a span that is not there yet.
-        beam_options: of the Beam runner.
+        beam_options: of the Beam runner, with runner and mode.
 
     Raises:
         UserError: the source, the span or the version cannot be; too much would be quarantined;
             another drop is under way; a disk is full. Nothing is left behind.
     """
-    kind = sources.detect(source)
-    with _alone(spans), _explained(spans):
-        number, version = _choose(spans, span, version)
-        building = spans / _BUILDING
-        building.mkdir()
+    found = sources.detect(source.resolve())
+    with workplace(spans, quarantined, found.path) as place:
+        number, version = _choose(list_spans(spans), span, version)
+        taking_in = _TakingIn(found, spans, place, config, number, version)
         try:
-            return _build(
-                source.resolve(), kind, building, spans, quarantined, config, classes, number,
-                version, beam_options,
-            )
+            taking_in.run(quarantined, classes, beam_options)
         finally:
-            shutil.rmtree(building, ignore_errors=True)
+            taking_in.close()
+        place.publish(number, version)
+    return find_span(spans, number, version)
 
 
-def _build(
-    source: Path,
-    kind: str,
-    building: Path,
-    spans: Path,
-    quarantined: Path,
-    config: DropConfig,
-    classes: Sequence[str],
-    number: int,
-    version: int,
-    beam_options: Sequence[str],
-) -> Span:
-    sheet = Worksheet(building / "worksheet.sqlite")
-    known = Fingerprints(spans)
-    aside = quarantined / f"span-{number}" / f"version-{version}"
-    try:
-        report(f"listing {source}")
-        ignored = _list(source, kind, sheet, config, building)
-        limits = msgspec.convert(config, Limits, from_attributes=True)
-        stages.examine_files(sheet, limits, building / "outcomes", beam_options)
-        known.update(newest_versions(spans))
-        splits.assign_splits(sheet, known, config, number)
-        _refuse_if_too_bad(sheet, config, quarantined)
-        target = building / f"version-{version}"
-        target.mkdir()
-        shards = stages.plan_shards(sheet, building / "listings", config.shard_bytes)
-        hashes = stages.write_shards(shards, target, sheet.count("reason=''"), beam_options)
-        size = _write_images(sheet, target / IMAGES)
+class _TakingIn:
+    """One drop, from listing to the files of the span; see `drop`."""
+
+    def __init__(
+        self,
+        source: Source,
+        spans: Path,
+        place: Workplace,
+        config: DropConfig,
+        number: int,
+        version: int,
+    ) -> None:
+        self._source = source
+        self._spans = spans
+        self._place = place
+        self._config = config
+        self._number = number
+        self._version = version
+        self._sheet = Worksheet(place.folder / "worksheet.sqlite")
+        self._history = Fingerprints(place.table())
+        self._kept = Fingerprints(place.folder / "kept.sqlite")
+
+    def close(self) -> None:
+        """Closes all tables."""
+        for table in (self._sheet, self._history, self._kept):
+            table.close()
+
+    def run(self, quarantined: Path, classes: Sequence[str], options: Sequence[str]) -> None:
+        """Fills the workplace.
+
+        Raises:
+            UserError, OSError: as `drop`.
+        """
+        sheet, folder = self._sheet, self._place.folder
+        report(f"listing {self._source.path}")
+        sheet.list_files(
+            self._entries(classes),
+            in_order=self._source.kind in (sources.MANIFEST, sources.TFRECORDS),
+        )
+        if not sheet.listed():
+            raise UserError(
+                f"The source {self._source.path} holds no images. Nothing was taken in."
+            )
+        stages.hide_gpus()
+        limits = msgspec.convert(self._config, Limits, from_attributes=True)
+        stages.examine_files(sheet, limits, folder / "outcomes", options)
+        report("looking for duplicates")
+        self._history.update(list_spans(self._spans))
+        splits.assign_splits(sheet, self._history, self._kept, self._config, self._is_trained_on())
+        _refuse_if_too_bad(sheet, self._config, quarantined)
+        shards = plan_shards(sheet, folder / "listings", self._config.shard_bytes)
+        hashes = write_shards(shards, self._place.version, sheet.usable(), options)
+        if sheet.reasons():
+            quarantine.fill(self._place.quarantine, sheet.set_aside_rows(), copy=True)
         summary = Summary(
-            source=str(source),
-            kind=kind,
-            created=now().isoformat(timespec="seconds"),
+            source=str(self._source.path),
+            kind=self._source.kind,
+            created=_now().isoformat(timespec="seconds"),
             graftline=importlib.metadata.version("graftline"),
-            images=sheet.count("reason=''"),
-            bytes=size,
+            images=sheet.usable(),
+            bytes=_write_images(sheet, self._place.version / IMAGES),
             counts=sheet.counts(),
             quarantined=sheet.reasons(),
-            ignored=ignored,
-            warnings=tuple(_warnings(sheet, classes)),
+            ignored=sheet.ignored(),
+            near_duplicates=sheet.resembling(),
+            warnings=tuple(_warnings(sheet.counts(), classes)),
             shards=hashes,
         )
-        (target / SUMMARY).write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=2))
-        shutil.rmtree(aside, ignore_errors=True)
-        if summary.quarantined:
-            quarantine.fill(aside, sheet.set_aside_rows(), copy=True)
-        return _appear(target, spans, number, version)
-    finally:
-        known.close()
-        sheet.close()
+        (self._place.version / SUMMARY).write_bytes(
+            msgspec.json.format(msgspec.json.encode(summary), indent=2)
+        )
 
-
-def _list(
-    source: Path, kind: str, sheet: Worksheet, config: DropConfig, building: Path
-) -> int:
-    """Fills the worksheet; returns the number of files that are known litter."""
-    ignored = 0
-
-    def without_litter() -> Iterator[sources.Entry]:
-        nonlocal ignored
-        if kind == sources.TFRECORDS:
-            unpacked = own_records.unpack(
-                sources.record_files(source), config.features, building / "unpacked"
+    def _entries(self, classes: Sequence[str]) -> Iterator[Entry]:
+        if self._source.kind == sources.TFRECORDS:
+            listing = own_records.entries(
+                self._source, self._config.features, self._place.folder / "unpacked"
             )
-            listing = sources.with_checked_labels(unpacked, source)
         else:
-            listing = sources.entries(source, kind)
+            listing = sources.entries(self._source)
+        watch = CaseWatch(classes)
         for entry in listing:
-            if sources.is_litter(entry.name):
-                ignored += 1
-            else:
-                yield entry
+            if entry.label is not None:
+                watch.check(entry.label, entry.name)
+            yield entry
 
-    if not sheet.list_files(without_litter()):
-        raise UserError(f"The source {source} holds no images. Nothing was taken in.")
-    return ignored
+    def _is_trained_on(self) -> Callable[[Known], bool]:
+        """Of other spans the newest versions; this span's are replaced by this drop."""
+        newest = {span.number: span.version for span in newest_versions(self._spans)}
+        newest.pop(self._number, None)
+        return lambda image: newest.get(image.span) == image.version
 
 
 def _refuse_if_too_bad(sheet: Worksheet, config: DropConfig, quarantined: Path) -> None:
+    """Exact duplicates are no fault of a drop: a folder that grew may be dropped again.
+
+    Raises:
+        UserError: more than the configured share cannot be used, or nothing is new.
+    """
     reasons = sheet.reasons()
-    duplicates = reasons.get(splits.DUPLICATE, 0)
-    fresh = sheet.count() - duplicates
-    bad = sum(reasons.values()) - duplicates
-    listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    duplicates = reasons.pop(splits.DUPLICATE, 0)
+    fresh = sheet.listed() - duplicates
+    bad = sum(reasons.values())
     if not fresh:
         raise UserError(
-            f"All {duplicates} images of this drop are in earlier spans already: there is nothing "
-            "new to take in."
+            f"All {duplicates} images of this drop are in a span already: there is nothing new to "
+            "take in."
         )
-    if bad > config.max_quarantined * fresh or bad == fresh:
-        folder = quarantined / f"refused-{now().strftime('%Y%m%dT%H%M%S')}"
-        quarantine.fill(folder, sheet.set_aside_rows(), copy=False)
-        raise UserError(
-            f"The drop is refused whole: {bad} of {fresh} files cannot be used ({listed}); at most "
-            f"{config.max_quarantined:.0%} may be (drop.max_quarantined). Each with its reason: "
-            f"{folder / quarantine.LIST}. Nothing was taken in; the source is as it was."
-        )
+    if bad <= config.max_quarantined * fresh and bad < fresh:
+        return
+    folder = quarantined / f"refused-{_now().strftime('%Y%m%dT%H%M%S')}"
+    quarantine.fill(folder, sheet.set_aside_rows(), copy=False)
+    listed = "".join(
+        f"\n  {count:>6} {reason}, e.g. {name}: {detail}"
+        for reason, count in reasons.items()
+        for name, detail in [sheet.example(reason)]
+    )
+    raise UserError(
+        f"The drop is refused whole: {bad} of {fresh} files cannot be used, at most "
+        f"{config.max_quarantined:.0%} may be (drop.max_quarantined).{listed}\nAll of them: "
+        f"{folder / quarantine.LIST}. Nothing was taken in; the source is as it was."
+    )
 
 
 def _write_images(sheet: Worksheet, path: Path) -> int:
@@ -197,7 +220,7 @@ def _write_images(sheet: Worksheet, path: Path) -> int:
     size = 0
     with parquet.ParquetWriter(path, _SCHEMA, compression="zstd") as writer:
         for split in SPLITS:
-            batch: list[dict] = []
+            batch: list[dict[str, object]] = []
             for row, finding, group in sheet.in_split(split):
                 size += finding.byte_size
                 batch.append(
@@ -206,27 +229,26 @@ def _write_images(sheet: Worksheet, path: Path) -> int:
                         "group": group,
                         "split": split,
                         "label": row.label,
+                        "file": row.name,
                         "hash": finding.hash,
                         "thumbnail": finding.thumbnail,
-                        "aspect": finding.width / finding.height,
                     }
                 )
-                if len(batch) == 4096:
+                if len(batch) == _BATCH:
                     writer.write_table(pa.Table.from_pylist(batch, _SCHEMA))
-                    batch = []
+                    batch.clear()
             writer.write_table(pa.Table.from_pylist(batch, _SCHEMA))
     return size
 
 
-def _warnings(sheet: Worksheet, classes: Sequence[str]) -> Iterator[str]:
-    counts = sheet.counts()
+def _warnings(counts: dict[str, dict[str, int]], classes: Sequence[str]) -> Iterator[str]:
     labels = sorted({label for per_class in counts.values() for label in per_class})
-    for label in labels:
-        if label not in classes:
-            yield (
-                f"The class {label!r} is not in the schema: the data gate will refuse this span. "
-                "Add it to the schema, or drop the images again under another class."
-            )
+    unknown = [label for label in labels if label not in classes]
+    if unknown:
+        yield (
+            f"Not in the schema: {', '.join(unknown)}. The data gate will refuse this span. Add "
+            "what is missing to the schema, or drop the images again under a class that is there."
+        )
     for split in SPLITS:
         without = [label for label in labels if not counts.get(split, {}).get(label)]
         if without:
@@ -235,13 +257,12 @@ def _warnings(sheet: Worksheet, classes: Sequence[str]) -> Iterator[str]:
         yield f"All images are of one class, {labels[0]!r}."
 
 
-def _choose(spans: Path, span: int | None, version: int | None) -> tuple[int, int]:
+def _choose(there: Sequence[Span], span: int | None, version: int | None) -> tuple[int, int]:
     """Number and version of the new span.
 
     Raises:
         UserError: they are there already, or leave a gap in the versions.
     """
-    there = list_spans(spans)
     if span is None:
         if version is not None:
             raise UserError("--version belongs to --span: say of which span.")
@@ -259,57 +280,5 @@ def _choose(spans: Path, span: int | None, version: int | None) -> tuple[int, in
     return span, following
 
 
-def _appear(target: Path, spans: Path, number: int, version: int) -> Span:
-    """Makes the version visible in one rename."""
-    for folder, _, files in os.walk(target):
-        for name in files:
-            _sync(Path(folder) / name)
-        _sync(Path(folder))
-    span = spans / f"span-{number}"
-    span.mkdir(exist_ok=True)
-    target.rename(span / target.name)
-    _sync(span)
-    _sync(spans)
-    return find_span(spans, number, version)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _alone(spans: Path) -> Iterator[None]:
-    """Holds the lock of the spans; what a drop that was killed left behind is removed.
-
-    Raises:
-        UserError: another drop is under way, or the folder cannot be written.
-    """
-    try:
-        spans.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(spans / ".lock", timeout=0.5):
-            shutil.rmtree(spans / _BUILDING, ignore_errors=True)
-            yield
-    except filelock.Timeout:
-        raise UserError(
-            f"Another drop into {spans} is under way: wait until it has ended, then try again."
-        ) from None
-
-
-@contextlib.contextmanager
-def _explained(spans: Path) -> Iterator[None]:
-    """Turns a full or unwritable disk into words."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"The disk of {spans} is full. Nothing was taken in and nothing is left behind: "
-                "make room, about twice the size of the source, and drop again."
-            ) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
-            raise UserError(f"{error.filename or spans} cannot be written: {error.strerror}.") from error
-        raise
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.timezone.utc)

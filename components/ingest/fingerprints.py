@@ -1,10 +1,8 @@
-"""Finds near-duplicates among the images of all spans, on disk.
+"""What images there are, on disk: found by their bytes, and by what they look like.
 
-Two images are near-duplicates when their perceptual hashes are close and their thumbnails agree.
-Candidates come from a table that maps parts of the 64-bit hash to images: two hashes that differ
-in fewer bits than there are parts agree in at least one part (multi-index hashing: Norouzi, Punjani
-and Fleet, CVPR 2012). The thumbnails then decide, so that images that merely share a layout, such as
-scans of one board, are not confused.
+One such table holds the images of all spans and stays; it is derived from them, brought up to
+date in every drop, and made anew when it is lost or damaged. Another holds the images of the drop
+under way and goes with it.
 """
 
 from __future__ import annotations
@@ -14,162 +12,151 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import pyarrow.parquet as parquet
 
-from graftline.components.ingest.examine import THUMBNAIL
+from graftline.components.ingest import likeness
 from graftline.components.ingest.spans import IMAGES, Span
 
-FILE_NAME = ".fingerprints.sqlite"
+# Raised whenever tables of older programs can no longer be used.
+_FORMAT = 1
+_BATCH = 1000
+# Forms of which there are so many (thousands of blank pages) are compared with the first of them.
+_MOST_CANDIDATES = 2000
 
-# Widths of the parts of the hash: any two hashes less than seven bits apart share a part.
-_PARTS = (10, 9, 9, 9, 9, 9, 9)
-_MOST_BITS_APART = 12
-_LEAST_CORRELATION = 0.985
-_MOST_ASPECT_DIFFERENCE = 0.04
-# A thumbnail with less contrast than this says nothing about the image.
-_LEAST_CONTRAST = 3.0
+_TABLES = """
+CREATE TABLE held (span INTEGER, version INTEGER, PRIMARY KEY (span, version));
+CREATE TABLE images (number INTEGER PRIMARY KEY, span INTEGER, version INTEGER, id TEXT, grp TEXT,
+                     split TEXT, label TEXT, file TEXT, thumbnail BLOB);
+CREATE INDEX images_id ON images (id);
+CREATE TABLE keys (key BLOB, image INTEGER, PRIMARY KEY (key, image)) WITHOUT ROWID;
+"""
+_COLUMNS = "number, span, version, id, grp, split, label, file"
 
 
 class Known(msgspec.Struct, frozen=True, kw_only=True):
-    """An image that is in a span, or in the drop under way (span 0)."""
+    """An image that is in a span, or was kept of the drop under way (span and version 0)."""
 
     id: str
     group: str
     split: str
     label: str
-    span: int
+    file: str
+    span: int = 0
+    version: int = 0
+
+    @property
+    def where(self) -> str:
+        """In words."""
+        return f"{self.file} of span {self.span}" if self.span else self.file
 
 
 class Fingerprints:
-    """The images of all spans: by id, and by what they look like."""
+    """A table of images."""
 
-    def __init__(self, root: Path) -> None:
-        """Opens the table below the folder of the spans; `update` brings it up to date."""
-        self._path = root / FILE_NAME
-        self._db = _open(self._path)
+    def __init__(self, path: Path) -> None:
+        """Opens the table, makes it where there is none or only a damaged one."""
+        try:
+            self._db = _open(path)
+        except sqlite3.DatabaseError:
+            path.unlink()
+            self._db = _open(path)
 
     def close(self) -> None:
-        """Keeps what spans hold, forgets the drop under way."""
-        self._db.rollback()
+        """Closes the table; what was added by `add` alone is not kept."""
         self._db.close()
 
     def update(self, spans: Sequence[Span]) -> None:
-        """Makes the table hold exactly these versions; reads only those that it lacks."""
+        """Makes the table hold exactly these versions of spans; reads only those that it lacks.
+
+        Raises:
+            UserError: the images of a span cannot be read.
+        """
         wanted = {(span.number, span.version): span for span in spans}
         held = set(self._db.execute("SELECT span, version FROM held"))
-        for span, version in held - set(wanted):
-            self._db.execute("DELETE FROM parts WHERE image IN (SELECT rowid FROM images WHERE span=?)", (span,))
-            self._db.execute("DELETE FROM images WHERE span=?", (span,))
-            self._db.execute("DELETE FROM held WHERE span=? AND version=?", (span, version))
+        for gone in held - set(wanted):
+            self._remove(*gone)
         for key in sorted(set(wanted) - held):
-            for batch in parquet.ParquetFile(wanted[key].path / IMAGES).iter_batches(4096):
-                for row in batch.to_pylist():
-                    self.add(Known(span=key[0], **{k: row[k] for k in ("id", "group", "split", "label")}),
-                             int(row["hash"]), row["thumbnail"], row["aspect"])
-            self._db.execute("INSERT INTO held VALUES (?, ?)", key)
-        self._db.commit()
+            with self._db:
+                self._read(wanted[key])
 
-    def add(self, image: Known, hash_: int, thumbnail: bytes, aspect: float) -> None:
-        """Adds an image; one of the drop under way (span 0) only until `close`."""
-        row = self._db.execute(
-            "INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (image.id, image.group, image.split, image.label, image.span, _signed(hash_), thumbnail, aspect),
+    def add(self, image: Known, hash_: int, thumbnail: bytes) -> None:
+        """Adds an image with its perceptual hash and thumbnail."""
+        number = self._db.execute(
+            "INSERT INTO images VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                image.span,
+                image.version,
+                image.id,
+                image.group,
+                image.split,
+                image.label,
+                image.file,
+                thumbnail,
+            ),
         ).lastrowid
-        self._db.executemany(
-            "INSERT INTO parts VALUES (?, ?)", [(part, row) for part in _parts(hash_)]
-        )
+        # Blanks all have the same keys, and are never looked for.
+        if likeness.has_structure(thumbnail):
+            self._db.executemany(
+                "INSERT INTO keys VALUES (?, ?)", [(key, number) for key in likeness.keys(hash_)]
+            )
 
-    def find(self, id_: str, without_span: int) -> Known | None:
-        """The image with exactly these bytes, in any span but one."""
-        row = self._db.execute(
-            "SELECT id, grp, split, label, span FROM images WHERE id=? AND span<>?",
-            (id_, without_span),
-        ).fetchone()
-        return _known(row) if row else None
-
-    def near(self, hash_: int, thumbnail: bytes, aspect: float, without_span: int) -> list[Known]:
-        """The near-duplicates of an image, those added first coming first.
-
-        Args:
-            hash_: 64-bit perceptual hash.
-            thumbnail: luma, THUMBNAIL by THUMBNAIL bytes.
-            aspect: width by height.
-            without_span: images of this span are left out, for it is being replaced.
-        """
-        probe = _normalised(thumbnail)
-        if probe is None:
-            return []
-        marks = ",".join("?" * len(_PARTS))
+    def same(self, id_: str) -> list[Known]:
+        """The images with exactly these bytes, in the order in which they came."""
         rows = self._db.execute(
-            f"SELECT id, grp, split, label, span, hash, thumbnail, aspect FROM images WHERE rowid IN "  # noqa: S608
-            f"(SELECT image FROM parts WHERE part IN ({marks})) AND span<>? ORDER BY rowid",
-            (*_parts(hash_), without_span),
+            f"SELECT {_COLUMNS} FROM images WHERE id=? ORDER BY span, version, number", (id_,)
         )
-        found = []
-        for row in rows:
-            if (hash_ ^ _unsigned(row[5])).bit_count() > _MOST_BITS_APART:
-                continue
-            if abs(np.log(aspect / row[7])) > _MOST_ASPECT_DIFFERENCE:
-                continue
-            other = _normalised(row[6])
-            if other is not None and float(probe @ other) >= _LEAST_CORRELATION:
-                found.append(_known(row))
-        return found
+        return [_known(row) for row in rows]
+
+    def near(self, hash_: int, thumbnail: bytes) -> list[Known]:
+        """The near-duplicates of an image with structure, in the order in which they came."""
+        keys = likeness.keys(hash_)
+        rows = self._db.execute(
+            f"SELECT {_COLUMNS}, thumbnail FROM images WHERE number IN "
+            f"(SELECT image FROM keys WHERE key IN ({','.join('?' * len(keys))}) LIMIT ?)",
+            (*keys, _MOST_CANDIDATES),
+        ).fetchall()
+        if not rows:
+            return []
+        alike = likeness.alike(thumbnail, [row[-1] for row in rows])
+        found = sorted(row for row, is_alike in zip(rows, alike, strict=True) if is_alike)
+        return sorted(map(_known, found), key=lambda image: (image.span, image.version))
+
+    def _remove(self, span: int, version: int) -> None:
+        with self._db:
+            of_version = "span=? AND version=?"
+            self._db.execute(
+                f"DELETE FROM keys WHERE image IN (SELECT number FROM images WHERE {of_version})",
+                (span, version),
+            )
+            self._db.execute(f"DELETE FROM images WHERE {of_version}", (span, version))
+            self._db.execute(f"DELETE FROM held WHERE {of_version}", (span, version))
+
+    def _read(self, span: Span) -> None:
+        for batch in parquet.ParquetFile(span.path / IMAGES).iter_batches(_BATCH):
+            for row in batch.to_pylist():
+                hash_, thumbnail = row.pop("hash"), row.pop("thumbnail")
+                self.add(Known(**row, span=span.number, version=span.version), hash_, thumbnail)
+        self._db.execute("INSERT INTO held VALUES (?, ?)", (span.number, span.version))
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    """Opens the table; it is derived from the spans, so a damaged one is made anew."""
-    try:
-        return _with_tables(path)
-    except sqlite3.DatabaseError:
-        path.unlink()
-        return _with_tables(path)
-
-
-def _with_tables(path: Path) -> sqlite3.Connection:
     database = sqlite3.connect(path)
-    database.executescript(
-        """
-        PRAGMA journal_mode=MEMORY;
-        PRAGMA cache_size=-65536;
-        CREATE TABLE IF NOT EXISTS held (span INTEGER, version INTEGER);
-        CREATE TABLE IF NOT EXISTS images (id TEXT, grp TEXT, split TEXT, label TEXT, span INTEGER,
-                                           hash INTEGER, thumbnail BLOB, aspect REAL);
-        CREATE INDEX IF NOT EXISTS images_id ON images (id);
-        CREATE TABLE IF NOT EXISTS parts (part INTEGER, image INTEGER);
-        CREATE INDEX IF NOT EXISTS parts_part ON parts (part);
-        CREATE INDEX IF NOT EXISTS parts_image ON parts (image);
-        """
-    )
+    try:
+        # Bounds the memory that a large table takes; in kibibytes.
+        database.execute("PRAGMA cache_size=-32768")
+        (found,) = database.execute("PRAGMA user_version").fetchone()
+        if found != _FORMAT:
+            if found or database.execute("SELECT 1 FROM sqlite_master").fetchone():
+                raise sqlite3.DatabaseError(f"format {found}")
+            database.executescript(f"BEGIN; {_TABLES} PRAGMA user_version={_FORMAT}; COMMIT;")
+    except sqlite3.DatabaseError:
+        database.close()
+        raise
     return database
 
 
 def _known(row: tuple) -> Known:
-    return Known(id=row[0], group=row[1], split=row[2], label=row[3], span=row[4])
-
-
-def _parts(hash_: int) -> list[int]:
-    """The parts of a hash, each marked with its place."""
-    found = []
-    for place, width in enumerate(_PARTS):
-        found.append(place << 16 | hash_ & ((1 << width) - 1))
-        hash_ >>= width
-    return found
-
-
-def _signed(hash_: int) -> int:
-    """SQLite's integers are signed."""
-    return hash_ - (1 << 64) if hash_ >= 1 << 63 else hash_
-
-
-def _unsigned(hash_: int) -> int:
-    return hash_ % (1 << 64)
-
-
-def _normalised(thumbnail: bytes) -> np.ndarray | None:
-    """The thumbnail as a vector of mean 0 and length 1; None where it has next to no contrast."""
-    values = np.frombuffer(thumbnail, np.uint8, THUMBNAIL * THUMBNAIL).astype(np.float32)
-    values -= values.mean()
-    length = float(np.linalg.norm(values))
-    return values / length if length > _LEAST_CONTRAST * THUMBNAIL else None
+    _, span, version, id_, group, split, label, file = row[:8]
+    return Known(
+        id=id_, group=group, split=split, label=label, file=file, span=span, version=version
+    )

@@ -1,112 +1,131 @@
-"""Takes images and labels out of a user's own TFRecords.
+"""Takes images and classes out of a user's own TFRecords.
 
-The images are written out as files of a working folder, so that from there on TFRecords are a
-source like any other. A damaged file is refused as a whole: what stands behind the damage cannot be
-read, and a part of a file must not pass for all of it.
+The images are written one behind the other into a working file, so that from there on records are
+a source like any other and a compressed file is read only once. What cannot be used is written
+there too, byte for byte. Behind a damage nothing of a file can be read: what stood before it goes
+on, and the file goes to quarantine as a whole, with the place of the damage.
 """
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
+from graftline.components.ingest import sources
 from graftline.components.ingest.config import FeaturesConfig
-from graftline.components.ingest.sources import Entry, split_named
-from graftline.serving.errors import UserError
+from graftline.components.ingest.entries import Entry
+from graftline.components.ingest.examine import in_words
+from graftline.components.ingest.labels import class_named, split_named
+from graftline.components.ingest.sources import Source
 
-_PER_FOLDER = 1000
+
+class _Unusable(Exception):
+    """A record that cannot be used; arguments are reason and detail."""
 
 
-def unpack(files: Sequence[Path], features: FeaturesConfig, folder: Path) -> Iterator[Entry]:
-    """Writes every image to a file of its own.
+def entries(source: Source, features: FeaturesConfig, unpacked: Path) -> Iterator[Entry]:
+    """Lists all records of a source.
 
     Args:
-        files: TFRecord files, compressed with gzip or not.
+        source: of kind TFRECORDS.
         features: which features to take.
-        folder: where the images go.
-
-    Raises:
-        UserError: a file is damaged, or a record lacks a feature or holds something else in it.
+        unpacked: the working file, to be made; entries are parts of it.
     """
-    number = 0
-    for file in files:
-        for position, serialized in enumerate(_records(file)):
-            where = f"record {position} of {file}"
-            example = _parse(serialized, where)
-            image = _one_bytes(example, features.image, where)
-            split = None
-            if features.split:
-                given = _one_bytes(example, features.split, where).decode(errors="replace")
-                split = split_named(given)
-                if split is None:
-                    raise UserError(f"The split {given!r} in {where} is none of train, eval and test.")
-            path = folder / f"{number // _PER_FOLDER:06d}" / f"{number:09d}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(image)
-            yield Entry(
-                path=path,
-                name=f"{file.name}[{position}]",
-                label=_label(example, features, where),
-                split=split,
-            )
-            number += 1
+    with unpacked.open("wb") as stream:
+        for file, split in sources.record_files(source.path):
+            name = file.relative_to(source.root).as_posix()
+            position = -1
+            try:
+                for position, serialized in enumerate(_records(file)):
+                    yield _entry(serialized, f"{name}[{position}]", split, features, stream)
+            except (tf.errors.DataLossError, tf.errors.OutOfRangeError) as error:
+                detail = f"{in_words(error)}, after {position + 1} records that were read"
+                yield Entry(path=file, name=name, label=None).refuse("damaged-tfrecord", detail)
+            except tf.errors.OpError as error:
+                yield Entry(path=file, name=name, label=None).refuse("unreadable", in_words(error))
 
 
 def _records(file: Path) -> Iterator[bytes]:
-    with file.open("rb") as stream:
-        compression = "GZIP" if stream.read(2) == b"\x1f\x8b" else ""
-    position = 0
     try:
-        for record in tf.data.TFRecordDataset(str(file), compression).as_numpy_iterator():
-            yield record
-            position += 1
-    except (tf.errors.DataLossError, tf.errors.OutOfRangeError) as error:
-        raise UserError(
-            f"The TFRecord file {file} is damaged after record {position} ({error.message}): it is "
-            "cut short or has a wrong checksum. Copy it again from where it came; nothing of this "
-            "drop was taken in."
-        ) from error
+        with file.open("rb") as stream:
+            compression = "GZIP" if stream.read(2) == b"\x1f\x8b" else ""
+    except OSError as error:
+        raise tf.errors.UnavailableError(None, None, error.strerror) from error
+    yield from tf.data.TFRecordDataset(str(file), compression).as_numpy_iterator()
 
 
-def _parse(serialized: bytes, where: str) -> tf.train.Example:
+def _entry(
+    serialized: bytes, name: str, split: str | None, features: FeaturesConfig, stream: BinaryIO
+) -> Entry:
+    start = stream.tell()
+    path = Path(stream.name)
+    try:
+        example = _parse(serialized)
+        image = _one_bytes(example, features.image)
+        label = _label(example, features)
+        split = _split(example, features) or split
+    except _Unusable as unusable:
+        stream.write(serialized)
+        entry = Entry(path=path, name=name, label=None, start=start, size=len(serialized))
+        return entry.refuse(*unusable.args)
+    stream.write(image)
+    return Entry(path=path, name=name, label=label, split=split, start=start, size=len(image))
+
+
+def _parse(serialized: bytes) -> tf.train.Example:
     try:
         return tf.train.Example.FromString(serialized)
-    except Exception as error:
-        raise UserError(f"The {where} is not a tf.Example.") from error
+    except DecodeError:
+        raise _Unusable("not-an-example", "the record is no tf.Example") from None
 
 
-def _one_bytes(example: tf.train.Example, name: str, where: str) -> bytes:
-    values = _feature(example, name, where).bytes_list.value
+def _label(example: tf.train.Example, features: FeaturesConfig) -> str:
+    feature = _feature(example, features.label)
+    if feature.WhichOneof("kind") == "int64_list":
+        numbers = feature.int64_list.value
+        if len(numbers) != 1 or not 0 <= numbers[0] < len(features.classes):
+            raise _Unusable(
+                "unusable-label",
+                f"`{features.label}` is {list(numbers)[:5]}, of {len(features.classes)} classes "
+                "that drop.features.classes names",
+            )
+        return class_named(features.classes[numbers[0]]) or features.classes[numbers[0]]
+    text = _one_bytes(example, features.label)
+    try:
+        name = class_named(text.decode("utf-8"))
+    except UnicodeDecodeError:
+        name = None
+    if name is None:
+        raise _Unusable("unusable-label", f"{text[:40]!r} is no class name")
+    return name
+
+
+def _split(example: tf.train.Example, features: FeaturesConfig) -> str | None:
+    if not features.split:
+        return None
+    text = _one_bytes(example, features.split).decode("utf-8", errors="replace")
+    split = split_named(text)
+    if split is None:
+        raise _Unusable("unusable-split", f"{text[:40]!r} is none of train, eval and test")
+    return split
+
+
+def _one_bytes(example: tf.train.Example, name: str) -> bytes:
+    values = _feature(example, name).bytes_list.value
     if len(values) != 1:
-        raise UserError(f"The feature `{name}` in {where} holds {len(values)} byte strings, not one.")
+        raise _Unusable("missing-feature", f"`{name}` holds {len(values)} byte strings, not one")
     return values[0]
 
 
-def _label(example: tf.train.Example, features: FeaturesConfig, where: str) -> str:
-    feature = _feature(example, features.label, where)
-    if feature.WhichOneof("kind") == "int64_list" and len(feature.int64_list.value) == 1:
-        number = feature.int64_list.value[0]
-        if not 0 <= number < len(features.classes):
-            raise UserError(
-                f"The label in {where} is the number {number}. Name the classes in the order of "
-                f"their numbers in drop.features.classes, which has {len(features.classes)} now."
-            )
-        return features.classes[number]
-    label = _one_bytes(example, features.label, where)
-    try:
-        return unicodedata.normalize("NFC", label.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"The label {label!r} in {where} is not UTF-8.") from error
-
-
-def _feature(example: tf.train.Example, name: str, where: str) -> tf.train.Feature:
+def _feature(example: tf.train.Example, name: str) -> tf.train.Feature:
     if name not in example.features.feature:
         there = ", ".join(sorted(example.features.feature)) or "none"
-        raise UserError(
-            f"There is no feature `{name}` in {where}; it has: {there}. Say which ones to take in "
-            "the section drop.features of graftline.yaml."
+        raise _Unusable(
+            "missing-feature",
+            f"no feature `{name}`; it has: {there}. The section drop.features says which to take",
         )
     return example.features.feature[name]

@@ -8,47 +8,60 @@ from pathlib import Path
 
 import msgspec
 
+from graftline.components.ingest.examine import Finding
 from graftline.components.ingest.splits import DUPLICATE
 from graftline.components.ingest.worksheet import Row
 
 LIST = "quarantine.jsonl"
+# Their bytes are in a span already, or cannot be had.
+_NOT_COPIED = (DUPLICATE, "unreadable")
+_LONGEST_NAME = 120
+_BLOCK = 1 << 20
 
 
-def fill(folder: Path, rows: Iterable[tuple[Row, str, str]], *, copy: bool) -> None:
+def fill(folder: Path, rows: Iterable[tuple[Row, str, str, Finding | None]], *, copy: bool) -> None:
     """Writes the list and copies the files.
 
-    A duplicate is only listed: its bytes are in a span. So is a file that cannot be read.
+    An exact duplicate is only listed: its bytes are in a span. So is a file that cannot be read.
 
     Args:
-        folder: of this version of the span; made.
-        rows: files with reason and detail.
+        folder: to be made.
+        rows: files with reason, detail and what was found in them.
         copy: whether the files are copied; a drop that is refused whole leaves them in the source.
     """
     folder.mkdir(parents=True)
     with (folder / LIST).open("wb") as stream:
-        for row, reason, detail in rows:
-            kept = None
-            if copy and reason not in (DUPLICATE, "unreadable"):
-                kept = _copy(Path(row.path), folder / reason, row)
+        for row, reason, detail, finding in rows:
+            place = None
+            if copy and reason not in _NOT_COPIED:
+                place = _copy(row, folder, reason, finding)
             entry = {
                 "file": row.name,
                 "label": row.label,
                 "reason": reason,
                 "detail": detail,
-                "kept": kept.relative_to(folder).as_posix() if kept else None,
+                "kept": place,
             }
             stream.write(msgspec.json.encode(entry) + b"\n")
 
 
-def _copy(source: Path, folder: Path, row: Row) -> Path | None:
-    # The place in the listing makes the name unique; labels may hold slashes.
-    label = (row.label or "").replace("/", "_")
-    target = folder / label / f"{row.seq:06d}-{Path(row.name).name}"
+def _copy(row: Row, folder: Path, reason: str, finding: Finding | None) -> str | None:
+    """Copies a file or record; returns its path below the folder, None where it went away."""
+    # The place in the listing makes the name unique; classes and names may hold anything.
+    label = (row.label or "").replace("/", "_").lstrip(".")[:_LONGEST_NAME]
+    name = row.name.rsplit("/", 1)[-1][-_LONGEST_NAME:]
+    if row.size is not None:
+        name += f".{finding.format.lower()}" if finding else ".bin"
+    target = folder / reason / label / f"{row.seq:06d}-{name}"
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        shutil.copyfile(source, target)
+        source = row.path.open("rb")
     except OSError:
-        if not source.exists():
-            return None
-        raise
-    return target
+        return None
+    with source, target.open("xb") as copied:
+        source.seek(row.start)
+        if row.size is None:
+            shutil.copyfileobj(source, copied, _BLOCK)
+        else:
+            copied.write(source.read(row.size))
+    return target.relative_to(folder).as_posix()

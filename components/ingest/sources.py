@@ -1,4 +1,4 @@
-"""Where labelled images come from: which files, which label, which split if one is given.
+"""Where labelled images come from: which files, which class, which split if one is given.
 
 A source is a folder per class, the same below folders named after splits, a CSV or JSONL manifest,
 or TFRecords. Sources are listed one by one, so that memory does not grow with their number.
@@ -6,221 +6,187 @@ or TFRecords. Sources are listed one by one, so that memory does not grow with t
 
 from __future__ import annotations
 
-import csv
-import json
 import os
-import unicodedata
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
+from graftline.components.ingest import manifests
+from graftline.components.ingest.entries import Entry, ignored
+from graftline.components.ingest.labels import class_named, split_named
 from graftline.serving.errors import UserError
+from graftline.serving.image_check import identify
 
-FOLDER = "folder per class"
-SPLIT_FOLDER = "pre-split folder"
+FOLDERS = "folder per class"
+SPLIT_FOLDERS = "pre-split folders"
 MANIFEST = "manifest"
 TFRECORDS = "TFRecords"
 
-_SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "eval": "eval",
-    "evaluation": "eval",
-    "val": "eval",
-    "valid": "eval",
-    "validation": "eval",
-    "dev": "eval",
-    "test": "test",
-    "testing": "test",
-}
-_LITTER = {".ds_store", "thumbs.db", "desktop.ini", ".directory"}
-_FILE_COLUMNS = ("file", "path", "image", "filename", "file_name")
-_LABEL_COLUMNS = ("label", "class", "category")
-_SPLIT_COLUMNS = ("split", "subset", "set")
-_RECORD_SUFFIXES = (".tfrecord", ".tfrecords", ".tfrecord.gz", ".tfrecords.gz", ".tfrec")
+_LITTER = {".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", ".directory"}
+_RECORDS = re.compile(r"tfrec|\.records?(\.gz)?$")
+_SIGNATURE_BYTES = 16
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """One file of a source.
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """A source whose kind is known.
 
     Attributes:
-        path: the file.
-        name: how people know it: its path within the source.
-        label: class name, None where the source gives none.
-        split: train, eval or test where the source gives one, else None.
+        kind: FOLDERS, SPLIT_FOLDERS, MANIFEST or TFRECORDS.
+        path: the folder, the manifest, or the folder or file of records.
     """
 
+    kind: str
     path: Path
-    name: str
-    label: str | None
-    split: str | None = None
+
+    @property
+    def root(self) -> Path:
+        """What the names of its files are relative to."""
+        return self.path.parent if self.path.is_file() else self.path
 
 
-def detect(source: Path) -> str:
-    """Which kind of source this is.
+def detect(path: Path) -> Source:
+    """Tells which kind of source this is.
 
     Raises:
         UserError: none that is known, or there is nothing.
     """
-    if not source.exists():
-        raise UserError(f"The source {source} does not exist.")
-    if source.is_file():
-        if source.suffix.lower() in (".csv", ".jsonl", ".ndjson"):
-            return MANIFEST
-        if source.name.lower().endswith(_RECORD_SUFFIXES):
-            return TFRECORDS
+    if not path.exists():
         raise UserError(
-            f"The source {source} is a file that is neither a manifest (.csv, .jsonl) nor TFRecords "
-            "(.tfrecord, .tfrecord.gz). Give a folder with one sub-folder per class, or one of these."
+            f"The source {path} does not exist. Name a folder, a manifest or TFRecords."
         )
-    folders = [entry for entry in _scan(source) if entry.is_dir()]
-    if folders:
-        named = [_SPLIT_NAMES.get(entry.name.lower()) for entry in folders]
-        return SPLIT_FOLDER if all(named) else FOLDER
-    if record_files(source):
-        return TFRECORDS
-    raise UserError(
-        f"The folder {source} holds no sub-folder: expected one folder per class with its images, "
-        "the same below train, eval and test, or TFRecord files."
-    )
+    if path.is_file():
+        if manifests.is_manifest(path):
+            return Source(kind=MANIFEST, path=path)
+        if _RECORDS.search(path.name.lower()):
+            return Source(kind=TFRECORDS, path=path)
+        raise UserError(
+            f"The source {path} is a file that is neither a manifest "
+            f"({', '.join(manifests.SUFFIXES)}) nor TFRecords (.tfrecord, .tfrecord.gz). Name one "
+            "of these, or a folder with one folder per class."
+        )
+    manifest = manifests.find(path)
+    if manifest:
+        return Source(kind=MANIFEST, path=manifest)
+    if record_files(path):
+        return Source(kind=TFRECORDS, path=path)
+    folders = [child.name for child in _children(path) if child.is_dir() and not _is_litter(child)]
+    if not folders:
+        raise UserError(
+            f"The folder {path} holds no folder: expected one per class with its images, the same "
+            "below train, eval and test, a manifest.csv, or TFRecord files."
+        )
+    if all(split_named(name) for name in folders):
+        return Source(kind=SPLIT_FOLDERS, path=path)
+    return Source(kind=FOLDERS, path=path)
 
 
-def entries(source: Path, kind: str) -> Iterator[Entry]:
-    """Lists the files of a folder or a manifest, labels checked.
-
-    Raises:
-        UserError: a label is empty or two labels differ only in case; a manifest is malformed.
-    """
-    listing = {
-        FOLDER: lambda: _class_folders(source, source, None),
-        SPLIT_FOLDER: lambda: _split_folders(source),
-        MANIFEST: lambda: _manifest(source),
-    }[kind]
-    yield from with_checked_labels(listing(), source)
-
-
-def is_litter(name: str) -> bool:
-    """Whether operating systems leave files of this name in folders."""
-    base = name.rsplit("/", 1)[-1].lower()
-    return base in _LITTER or base.startswith("._")
-
-
-def record_files(source: Path) -> list[Path]:
-    """The TFRecord files of a source, in the order of their names."""
-    if source.is_file():
-        return [source]
-    return [
-        Path(entry.path) for entry in _scan(source) if entry.name.lower().endswith(_RECORD_SUFFIXES)
-    ]
-
-
-def split_named(text: str) -> str | None:
-    """The split that a word means, None where it means none."""
-    return _SPLIT_NAMES.get(text.strip().lower())
-
-
-def with_checked_labels(listing: Iterable[Entry], source: Path) -> Iterator[Entry]:
-    """Passes entries on, watching over their labels.
+def entries(source: Source) -> Iterator[Entry]:
+    """Lists the files of folders or of a manifest, in any order.
 
     Raises:
-        UserError: a label is empty or holds control characters, or two differ only in case.
+        UserError: a folder cannot be read, or a manifest is malformed.
     """
-    seen: dict[str, str] = {}
-    for entry in listing:
-        if entry.label is not None:
-            if not entry.label.strip() or not entry.label.isprintable():
-                raise UserError(f"The label {entry.label!r} of {entry.name} in {source} is no name.")
-            first = seen.setdefault(entry.label.casefold(), entry.label)
-            if first != entry.label:
-                raise UserError(
-                    f"Two classes of {source} differ only in case: {first!r} and {entry.label!r}. "
-                    "They would be told apart on some systems and not on others: give them one name."
-                )
-        yield entry
+    if source.kind == MANIFEST:
+        yield from manifests.entries(source.path)
+    elif source.kind == FOLDERS:
+        yield from _class_folders(source.path, source.path, None)
+    else:
+        for child in _children(source.path):
+            if child.is_dir() and not _is_litter(child):
+                split = split_named(child.name)
+                yield from _class_folders(Path(child.path), source.path, split)
+            else:
+                yield _loose(child, source.path)
 
 
-def _class_folders(folder: Path, source: Path, split: str | None) -> Iterator[Entry]:
-    for child in _scan(folder):
-        if child.is_dir():
-            label = unicodedata.normalize("NFC", child.name)
-            for path in _files(Path(child.path)):
-                yield Entry(path=path, name=_name(path, source), label=label, split=split)
+def record_files(path: Path) -> list[tuple[Path, str | None]]:
+    """The TFRecord files of a source with the split of the folder that each lies in, by name.
+
+    They lie in the folder itself or below folders named after splits.
+    """
+    if path.is_file():
+        return [(path, None)]
+    found: list[tuple[Path, str | None]] = []
+    for child in _children(path):
+        if child.is_file() and _RECORDS.search(child.name.lower()):
+            found.append((Path(child.path), None))
+        elif child.is_dir() and (split := split_named(child.name)):
+            found += [
+                (Path(inner.path), split)
+                for inner in _children(Path(child.path))
+                if inner.is_file() and _RECORDS.search(inner.name.lower())
+            ]
+    return sorted(found)
+
+
+def _class_folders(folder: Path, root: Path, split: str | None) -> Iterator[Entry]:
+    for child in _children(folder):
+        if not child.is_dir():
+            yield _loose(child, root)
+        elif _is_litter(child):
+            yield ignored(Path(child.path), root)
         else:
-            path = Path(child.path)
-            yield Entry(path=path, name=_name(path, source), label=None, split=split)
+            yield from _images(Path(child.path), root, child.name, split, frozenset())
 
 
-def _split_folders(source: Path) -> Iterator[Entry]:
-    # Test first: where an image lies on two sides, the one that judges the model stays.
-    order = ("test", "eval", "train")
-    folders = [(split_named(entry.name) or "", entry) for entry in _scan(source) if entry.is_dir()]
-    for split, folder in sorted(folders, key=lambda found: order.index(found[0])):
-        yield from _class_folders(Path(folder.path), source, split)
-
-
-def _manifest(source: Path) -> Iterator[Entry]:
-    rows = _csv_rows(source) if source.suffix.lower() == ".csv" else _jsonl_rows(source)
-    for number, row in rows:
-        lowered = {str(key).strip().lower(): value for key, value in row.items() if key is not None}
-        where = f"{source} line {number}"
-        file = _column(lowered, _FILE_COLUMNS, where)
-        label = unicodedata.normalize("NFC", _column(lowered, _LABEL_COLUMNS, where))
-        given = next((str(lowered[name] or "") for name in _SPLIT_COLUMNS if name in lowered), "")
-        split = split_named(given)
-        if given.strip() and split is None:
-            raise UserError(f"{where}: the split {given!r} is none of train, eval and test.")
-        yield Entry(path=source.parent / file, name=file, label=label, split=split)
-
-
-def _csv_rows(source: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    try:
-        with source.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            for row in reader:
-                yield reader.line_num, dict(row)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"The manifest {source} is not a CSV file in UTF-8: {error}.") from error
-
-
-def _jsonl_rows(source: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    with source.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{source} line {number} is not JSON: {error}.") from error
-            if not isinstance(row, dict):
-                raise UserError(f"{source} line {number} is not a JSON object.")
-            yield number, row
-
-
-def _column(row: dict[str, object], names: tuple[str, ...], where: str) -> str:
-    for name in names:
-        if row.get(name) not in (None, ""):
-            return str(row[name])
-    raise UserError(
-        f"{where}: there is no {names[0]}. A manifest has a column named one of {', '.join(names)}; "
-        f"found {', '.join(row) or 'none'}."
-    )
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for child in _scan(folder):
-        if child.is_dir():
-            yield from _files(Path(child.path))
+def _images(
+    folder: Path, root: Path, label: str, split: str | None, above: frozenset[tuple[int, int]]
+) -> Iterator[Entry]:
+    """Everything below a class folder; `above`, the folders on the way, guards against rings."""
+    status = folder.stat()
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        return
+    for child in _children(folder):
+        path = Path(child.path)
+        if _is_litter(child):
+            yield ignored(path, root)
+        elif child.is_dir():
+            yield from _images(path, root, label, split, above | {identity})
         else:
-            yield Path(child.path)
+            name = class_named(label)
+            entry = Entry(path=path, name=_name(path, root), label=name, split=split)
+            if name is None:
+                entry = entry.refuse("unusable-label", f"{label!r} is no name of a class")
+            elif child.name.startswith("."):
+                entry = entry.refuse("hidden-file", "its name starts with a dot")
+            yield entry
 
 
-def _scan(folder: Path) -> list[os.DirEntry[str]]:
+def _loose(child: os.DirEntry[str], root: Path) -> Entry:
+    """A file outside the class folders: a README is nobody's loss, an image is."""
+    path = Path(child.path)
     try:
-        return sorted(os.scandir(folder), key=lambda entry: entry.name)
+        if child.is_file() and not _is_litter(child):
+            with path.open("rb") as stream:
+                if identify(stream.read(_SIGNATURE_BYTES)):
+                    entry = Entry(path=path, name=_name(path, root), label=None)
+                    return entry.refuse("no-class", "it lies beside the class folders")
+    except OSError:
+        pass
+    return ignored(path, root)
+
+
+def _is_litter(child: os.DirEntry[str]) -> bool:
+    """Whether operating systems and editors leave this in folders."""
+    name = child.name.lower()
+    if child.is_dir():
+        return name.startswith(".") or name in ("__macosx", "@eadir")
+    return name in _LITTER or name.startswith("._")
+
+
+def _children(folder: Path) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as children:
+            yield from children
     except OSError as error:
-        raise UserError(f"The folder {folder} cannot be read: {error.strerror}.") from error
+        raise UserError(
+            f"The folder {folder} cannot be read: {error.strerror}. Make it readable, or move it "
+            "out of the source."
+        ) from error
 
 
-def _name(path: Path, source: Path) -> str:
-    return path.relative_to(source).as_posix()
+def _name(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()

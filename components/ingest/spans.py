@@ -1,9 +1,14 @@
-"""Spans on disk: `span-<N>/version-<M>`, each whole or not there. Imports nothing heavy."""
+"""Spans on disk, each whole or not there. Imports nothing heavy.
+
+<spans>/span-<N>/version-<M>/{train,eval,test}/images-SSSSS-of-NNNNN.tfrecord.gz
+                            /images.parquet    one row per image: identity, split, fingerprint
+                            /drop.json         what came in and what was kept
+<spans>/.graftline/         the lock of drops, the table of all images, a drop being taken in
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -13,6 +18,7 @@ from graftline.serving.errors import UserError
 SPLITS = ("train", "eval", "test")
 SUMMARY = "drop.json"
 IMAGES = "images.parquet"
+WORK = ".graftline"
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,14 +26,15 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         source: where the images came from.
-        kind: folder, pre-split folder, manifest or TFRecords.
+        kind: folder per class, pre-split folders, manifest or TFRecords.
         created: UTC, ISO 8601.
         graftline: version of the program.
         images: number of images taken in.
         bytes: their encoded size.
         counts: images per split and class.
         quarantined: number of files per reason.
-        ignored: files that are known litter of operating systems.
+        ignored: files that are known litter of operating systems, or lie beside the images.
+        near_duplicates: images that were kept on the side of an earlier one that they resemble.
         warnings: what a person should know, in sentences.
         shards: SHA-256 of every TFRecord file, by its path below the version.
     """
@@ -41,17 +48,17 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     counts: dict[str, dict[str, int]]
     quarantined: dict[str, int]
     ignored: int = 0
+    near_duplicates: int = 0
     warnings: tuple[str, ...] = ()
     shards: dict[str, str] = {}
 
     @property
     def per_class(self) -> dict[str, int]:
         """Images per class over all splits."""
-        totals: dict[str, int] = {}
-        for counts in self.counts.values():
-            for label, count in counts.items():
-                totals[label] = totals.get(label, 0) + count
-        return dict(sorted(totals.items()))
+        labels = sorted({label for counts in self.counts.values() for label in counts})
+        return {
+            label: sum(counts.get(label, 0) for counts in self.counts.values()) for label in labels
+        }
 
     @property
     def per_split(self) -> dict[str, int]:
@@ -68,13 +75,34 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def summary(self) -> Summary:
-        """What the drop did."""
-        return msgspec.json.decode((self.path / SUMMARY).read_bytes(), type=Summary)
+        """What the drop did.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        path = self.path / SUMMARY
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Summary)
+        except (OSError, msgspec.DecodeError) as error:
+            raise UserError(
+                f"{path} cannot be read ({error}): the span was changed by another hand. Drop its "
+                f"images again with --span {self.number} --version {self.version + 1}."
+            ) from error
+
+
+def span_folder(root: Path, number: int, version: int) -> Path:
+    """Where a version of a span is, or will be, below the folder of the spans."""
+    return root / f"span-{number}" / f"version-{version}"
 
 
 def list_spans(root: Path) -> list[Span]:
     """Every complete version of every span, in the order of the numbers."""
-    return sorted(_find(root), key=lambda span: (span.number, span.version))
+    return [
+        Span(number=number, version=version, path=path)
+        for number, folder in _numbered(root, "span")
+        for version, path in _numbered(folder, "version")
+        if (path / SUMMARY).is_file()
+    ]
 
 
 def newest_versions(root: Path) -> list[Span]:
@@ -112,14 +140,11 @@ def find_span(root: Path, number: int, version: int | None = None) -> Span:
     )
 
 
-def _find(root: Path) -> Iterator[Span]:
-    if not root.is_dir():
-        return
-    for span in root.iterdir():
-        number = re.fullmatch(r"span-(\d+)", span.name)
-        if not number:
-            continue
-        for path in span.iterdir():
-            version = re.fullmatch(r"version-(\d+)", path.name)
-            if version and (path / SUMMARY).is_file():
-                yield Span(number=int(number[1]), version=int(version[1]), path=path)
+def _numbered(folder: Path, name: str) -> list[tuple[int, Path]]:
+    pattern = re.compile(rf"{name}-([1-9][0-9]*)", re.ASCII)
+    try:
+        children = list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    matches = ((pattern.fullmatch(child.name), child) for child in children)
+    return sorted((int(match[1]), child) for match, child in matches if match)

@@ -5,14 +5,24 @@ from __future__ import annotations
 import collections
 import statistics
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from graftline.components.ingest import sources
 from graftline.components.ingest.config import DropConfig
+from graftline.components.ingest.entries import Entry
+from graftline.components.ingest.labels import CaseWatch
+from graftline.components.ingest.sources import Source
 from graftline.serving.errors import UserError
-from graftline.serving.image_check import Limits, UnusableImage, check_header
+from graftline.serving.image_check import (
+    Header,
+    Limits,
+    UnusableImage,
+    check_header,
+    check_size,
+)
 
 # Headers of this many files per class give the usual size.
 _SAMPLE = 50
@@ -22,14 +32,16 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     """What a source holds.
 
     Attributes:
-        kind: folder, pre-split folder, manifest or TFRecords.
-        classes: files per class.
+        kind: folder per class, pre-split folders, manifest or TFRecords.
+        classes: files per class, in the order of their names.
+        formats: images per format, of those looked at.
         median_width: in pixels.
         median_height: in pixels.
     """
 
     kind: str
     classes: dict[str, int]
+    formats: dict[str, int]
     median_width: int
     median_height: int
 
@@ -38,50 +50,61 @@ def survey(source: Path) -> Survey:
     """Looks at a source.
 
     Raises:
-        UserError: it is none, holds no image, or fewer than two classes.
+        UserError: it is none, holds no image, fewer than two classes, or two that differ only in
+            case.
     """
-    kind = sources.detect(source)
+    found = sources.detect(source)
     config = DropConfig()
+    limits = msgspec.convert(config, Limits, from_attributes=True)
+    counts: collections.Counter[str] = collections.Counter()
+    headers: list[Header] = []
+    watch = CaseWatch()
     with tempfile.TemporaryDirectory(prefix="graftline-survey-") as folder:
-        if kind == sources.TFRECORDS:
-            from graftline.components.ingest import own_records
-
-            listing = sources.with_checked_labels(
-                own_records.unpack(sources.record_files(source), config.features, Path(folder)),
-                source,
-            )
-        else:
-            listing = sources.entries(source, kind)
-        counts: collections.Counter[str] = collections.Counter()
-        sizes = []
-        for entry in listing:
-            if entry.label is None or sources.is_litter(entry.name):
+        for entry in _entries(found, config, Path(folder) / "unpacked"):
+            if entry.label is None or entry.reason:
                 continue
+            watch.check(entry.label, entry.name)
             counts[entry.label] += 1
             if counts[entry.label] <= _SAMPLE:
-                size = _size(entry.path, config)
-                if size:
-                    sizes.append(size)
-    if not sizes:
-        raise UserError(f"The source {source} holds no image that can be read.")
+                headers += _header(entry, limits)
+    if not headers:
+        raise UserError(
+            f"The source {source} holds no image that can be read, with a class. Expected one "
+            "folder per class with its images, a manifest, or TFRecords."
+        )
     if len(counts) < 2:
         raise UserError(
             f"The source {source} holds one class only, {next(iter(counts))!r}: a classifier needs "
-            "at least two to tell apart. Put each class into a folder of its own."
+            "at least two to tell apart. Put each class into a folder of its own, or name the "
+            "folder that holds the folders of the classes."
         )
     return Survey(
-        kind=kind,
+        kind=found.kind,
         classes=dict(sorted(counts.items())),
-        median_width=int(statistics.median(width for width, _ in sizes)),
-        median_height=int(statistics.median(height for _, height in sizes)),
+        formats=dict(collections.Counter(header.format for header in headers).most_common()),
+        median_width=int(statistics.median(header.width for header in headers)),
+        median_height=int(statistics.median(header.height for header in headers)),
     )
 
 
-def _size(path: Path, config: DropConfig) -> tuple[int, int] | None:
+def _entries(source: Source, config: DropConfig, unpacked: Path) -> Iterator[Entry]:
+    if source.kind != sources.TFRECORDS:
+        return sources.entries(source)
+    # TensorFlow, which the other kinds do without.
+    from graftline.components.ingest import own_records
+
+    return own_records.entries(source, config.features, unpacked)
+
+
+def _header(entry: Entry, limits: Limits) -> list[Header]:
+    """The header of an image, or nothing where it cannot be used."""
     try:
-        header = check_header(
-            path.read_bytes(), msgspec.convert(config, Limits, from_attributes=True)
-        )
+        if not entry.path.is_file():
+            return []
+        size = entry.path.stat().st_size if entry.size is None else entry.size
+        check_size(size, limits)
+        with entry.path.open("rb") as stream:
+            stream.seek(entry.start)
+            return [check_header(stream.read(size), limits)]
     except (UnusableImage, OSError):
-        return None
-    return header.width, header.height
+        return []

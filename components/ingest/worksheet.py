@@ -6,32 +6,31 @@ memory.
 
 from __future__ import annotations
 
+import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 
+from graftline.components.ingest.entries import IGNORED, Entry
 from graftline.components.ingest.examine import Finding
-from graftline.components.ingest.sources import Entry
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One file.
+    """One file, or one record of a file; what it means: see Entry.
 
     Attributes:
-        seq: its place in the listing.
-        path: the file.
-        name: as people know it.
-        label: class name, None where none is given.
-        given_split: the split that the source gives, if it does.
+        seq: its place in the listing, from 1.
     """
 
     seq: int
-    path: str
+    path: Path
     name: str
     label: str | None
     given_split: str | None
+    start: int
+    size: int | None
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,40 +42,89 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     detail: str = ""
 
 
+# Columns `path` as bytes: a file's name need not be text.
 _TABLES = """
-PRAGMA journal_mode=MEMORY;
-PRAGMA synchronous=OFF;
-CREATE TABLE IF NOT EXISTS files (
-    seq INTEGER PRIMARY KEY, path TEXT, name TEXT, label TEXT, given_split TEXT,
-    id TEXT, finding BLOB, reason TEXT DEFAULT '', detail TEXT DEFAULT '', grp TEXT, split TEXT);
+CREATE TABLE listing (
+    path BLOB, name TEXT, label TEXT, given_split TEXT, start INTEGER, size INTEGER,
+    reason TEXT, detail TEXT);
+CREATE TABLE files (
+    seq INTEGER PRIMARY KEY, path BLOB, name TEXT, label TEXT, given_split TEXT, start INTEGER,
+    size INTEGER, reason TEXT, detail TEXT, id TEXT, finding BLOB, grp TEXT, split TEXT);
 """
+_ROW = "seq, path, name, label, given_split, start, size"
+# The side that judges the model first: of images that lie on two sides, the first one stays.
+_PRIORITY = "CASE given_split WHEN 'test' THEN 0 WHEN 'eval' THEN 1 WHEN 'train' THEN 2 ELSE 3 END"
+_BATCH = 500
 
 
 class Worksheet:
     """The rows of one drop."""
 
     def __init__(self, path: Path) -> None:
+        """Opens the worksheet, makes it where there is none."""
         self.path = path
+        is_new = not path.exists()
         self._db = sqlite3.connect(path)
-        self._db.executescript(_TABLES)
+        # It goes with the drop: nothing has to survive a crash.
+        self._db.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;")
+        if is_new:
+            self._db.executescript(_TABLES)
 
     def close(self) -> None:
         """Writes everything and closes."""
         self._db.commit()
         self._db.close()
 
-    def list_files(self, entries: Iterable[Entry]) -> int:
-        """Writes a row per entry; returns how many."""
+    def list_files(self, entries: Iterable[Entry], *, in_order: bool) -> None:
+        """Writes a row per entry.
+
+        Args:
+            entries: those to be ignored are counted only.
+            in_order: whether their order means something; else they are put in that of the names.
+        """
         self._db.executemany(
-            "INSERT INTO files (path, name, label, given_split) VALUES (?, ?, ?, ?)",
-            ((str(e.path), e.name, e.label, e.split) for e in entries),
+            "INSERT INTO listing VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                (
+                    os.fsencode(entry.path),
+                    os.fsencode(entry.name).decode("utf-8", errors="replace"),
+                    entry.label,
+                    entry.split,
+                    entry.start,
+                    entry.size,
+                    entry.reason,
+                    entry.detail,
+                )
+                for entry in entries
+            ),
+        )
+        self._db.execute(
+            "INSERT INTO files (path, name, label, given_split, start, size, reason, detail) "
+            "SELECT * FROM listing WHERE reason<>? ORDER BY "
+            + ("rowid" if in_order else "name, path"),
+            (IGNORED,),
         )
         self._db.commit()
-        return self.count()
 
-    def count(self, where: str = "1") -> int:
-        """Number of rows that fulfil a condition."""
-        return self._db.execute(f"SELECT COUNT(*) FROM files WHERE {where}").fetchone()[0]
+    def ignored(self) -> int:
+        """Number of files that were listed and left out."""
+        return self._count("listing WHERE reason=?", IGNORED)
+
+    def listed(self) -> int:
+        """Number of rows."""
+        return self._count("files")
+
+    def usable(self) -> int:
+        """Number of rows not set aside so far."""
+        return self._count("files WHERE reason=''")
+
+    def to_examine(self, first: int, last: int) -> list[Row]:
+        """Rows not set aside, by their place in the listing, both ends included."""
+        found = self._db.execute(
+            f"SELECT {_ROW} FROM files WHERE seq BETWEEN ? AND ? AND reason='' ORDER BY seq",
+            (first, last),
+        )
+        return [_row(row) for row in found]
 
     def record(self, outcomes: Iterable[Outcome]) -> None:
         """Writes what examining gave."""
@@ -84,82 +132,94 @@ class Worksheet:
             "UPDATE files SET id=?, finding=?, reason=?, detail=? WHERE seq=?",
             (
                 (
-                    o.finding.id if o.finding else None,
-                    msgspec.msgpack.encode(o.finding) if o.finding else None,
-                    o.reason,
-                    o.detail,
-                    o.seq,
+                    outcome.finding.id if outcome.finding else None,
+                    msgspec.msgpack.encode(outcome.finding) if outcome.finding else None,
+                    outcome.reason,
+                    outcome.detail,
+                    outcome.seq,
                 )
-                for o in outcomes
+                for outcome in outcomes
             ),
         )
         self._db.commit()
 
-    def index(self) -> None:
-        """Prepares for looking rows up by image and by reason."""
-        self._db.execute("CREATE INDEX IF NOT EXISTS files_id ON files (id)")
+    def set_aside_conflicts(self, reason: str) -> None:
+        """Sets aside every image that stands under several classes, with all of its rows."""
+        self._db.execute("CREATE INDEX files_id ON files (id)")
+        self._db.execute(
+            "UPDATE files SET reason=?, detail='the same image stands under ' || ("
+            "  SELECT group_concat(label, ' and ') FROM "
+            "  (SELECT DISTINCT label FROM files AS other WHERE other.id=files.id ORDER BY label)) "
+            "WHERE id IN (SELECT id FROM files WHERE id IS NOT NULL "
+            "             GROUP BY id HAVING COUNT(DISTINCT label) > 1)",
+            (reason,),
+        )
         self._db.commit()
 
-    def set_aside(self, seqs: Sequence[int], reason: str, detail: str) -> None:
-        """Marks rows as not to be used."""
-        self._db.executemany(
-            "UPDATE files SET reason=?, detail=? WHERE seq=?",
-            ((reason, detail, seq) for seq in seqs),
-        )
+    def set_aside(self, seq: int, reason: str, detail: str) -> None:
+        """Marks a row as not to be used."""
+        self._db.execute("UPDATE files SET reason=?, detail=? WHERE seq=?", (reason, detail, seq))
 
     def assign(self, seq: int, group: str, split: str) -> None:
         """Gives a row its group and split."""
         self._db.execute("UPDATE files SET grp=?, split=? WHERE seq=?", (group, split, seq))
 
-    def usable(self) -> Iterator[tuple[Row, Finding]]:
-        """Rows not set aside, in the order of the listing."""
-        last = -1
+    def by_priority(self) -> Iterator[tuple[Row, Finding]]:
+        """Rows not set aside: those given to test first, then eval, train, and the rest.
+
+        Rows may be changed on the way.
+        """
+        self._db.execute(
+            f"CREATE TEMP TABLE ranked AS SELECT seq AS row FROM files WHERE reason='' "
+            f"ORDER BY {_PRIORITY}, seq"
+        )
+        last = 0
         while True:
             found = self._db.execute(
-                "SELECT seq, path, name, label, given_split, finding FROM files "
-                "WHERE reason='' AND seq>? ORDER BY seq LIMIT 500",
-                (last,),
+                f"SELECT ranked.rowid, {_ROW}, finding FROM ranked JOIN files ON row=seq "
+                "WHERE ranked.rowid>? ORDER BY ranked.rowid LIMIT ?",
+                (last, _BATCH),
             ).fetchall()
             if not found:
                 return
-            for *row, finding in found:
-                yield Row(*row), msgspec.msgpack.decode(finding, type=Finding)
+            for _, *row, finding in found:
+                yield _row(row), msgspec.msgpack.decode(finding, type=Finding)
             last = found[-1][0]
 
-    def conflicts(self) -> list[tuple[str, list[int], list[str]]]:
-        """Images that stand under several labels: id, rows, labels."""
-        ids = self._db.execute(
-            "SELECT id FROM files WHERE reason='' GROUP BY id HAVING COUNT(DISTINCT label) > 1"
-        ).fetchall()
-        return [
-            (
-                id_,
-                [r[0] for r in self._db.execute("SELECT seq FROM files WHERE id=?", (id_,))],
-                [
-                    r[0]
-                    for r in self._db.execute(
-                        "SELECT DISTINCT label FROM files WHERE id=? ORDER BY label", (id_,)
-                    )
-                ],
-            )
-            for (id_,) in ids
-        ]
-
-    def set_aside_rows(self) -> Iterator[tuple[Row, str, str]]:
-        """Rows set aside, with reason and detail."""
-        for *row, reason, detail in self._db.execute(
-            "SELECT seq, path, name, label, given_split, reason, detail FROM files "
-            "WHERE reason<>'' ORDER BY seq"
+    def in_split(self, split: str) -> Iterator[tuple[Row, Finding, str]]:
+        """Rows of a split with their group, in the order of their ids: classes come mixed."""
+        for *row, finding, group in self._db.execute(
+            f"SELECT {_ROW}, finding, grp FROM files WHERE reason='' AND split=? ORDER BY id",
+            (split,),
         ):
-            yield Row(*row), reason, detail
+            yield _row(row), msgspec.msgpack.decode(finding, type=Finding), group
+
+    def set_aside_rows(self) -> Iterator[tuple[Row, str, str, Finding | None]]:
+        """Rows set aside, with reason, detail and, where it could be read, what was found."""
+        for *row, reason, detail, finding in self._db.execute(
+            f"SELECT {_ROW}, reason, detail, finding FROM files WHERE reason<>'' ORDER BY seq"
+        ):
+            yield (
+                _row(row),
+                reason,
+                detail,
+                msgspec.msgpack.decode(finding, type=Finding) if finding else None,
+            )
 
     def reasons(self) -> dict[str, int]:
         """Number of rows per reason."""
         return dict(
             self._db.execute(
-                "SELECT reason, COUNT(*) FROM files WHERE reason<>'' GROUP BY reason ORDER BY reason"
+                "SELECT reason, COUNT(*) FROM files WHERE reason<>'' GROUP BY reason "
+                "ORDER BY COUNT(*) DESC, reason"
             ).fetchall()
         )
+
+    def example(self, reason: str) -> tuple[str, str]:
+        """Name and detail of the first row with this reason."""
+        return self._db.execute(
+            "SELECT name, detail FROM files WHERE reason=? ORDER BY seq LIMIT 1", (reason,)
+        ).fetchone()
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Images per split and class."""
@@ -171,27 +231,14 @@ class Worksheet:
             counts.setdefault(split, {})[label] = count
         return counts
 
-    def labels(self) -> list[str]:
-        """Labels of all rows."""
-        rows = self._db.execute("SELECT DISTINCT label FROM files WHERE label IS NOT NULL")
-        return sorted(label for (label,) in rows)
+    def resembling(self) -> int:
+        """Number of kept images that belong to the group of another one."""
+        return self._count("files WHERE reason='' AND grp<>id")
 
-    def in_split(self, split: str) -> Iterator[tuple[Row, Finding, str]]:
-        """Rows of a split with their group, in the order of their ids: classes come mixed."""
-        for *row, finding, group in self._db.execute(
-            "SELECT seq, path, name, label, given_split, finding, grp FROM files "
-            "WHERE reason='' AND split=? ORDER BY id",
-            (split,),
-        ):
-            yield Row(*row), msgspec.msgpack.decode(finding, type=Finding), group
+    def _count(self, where: str, *values: str) -> int:
+        return self._db.execute(f"SELECT COUNT(*) FROM {where}", values).fetchone()[0]
 
-    def rows(self, first: int, count: int) -> list[Row]:
-        """Rows by their place in the listing."""
-        return [
-            Row(*row)
-            for row in self._db.execute(
-                "SELECT seq, path, name, label, given_split FROM files WHERE seq>=? ORDER BY seq "
-                "LIMIT ?",
-                (first, count),
-            )
-        ]
+
+def _row(columns: Iterable) -> Row:
+    seq, path, *rest = columns
+    return Row(seq, Path(os.fsdecode(path)), *rest)

@@ -28,7 +28,7 @@ def drop(
     from graftline.schemas import curated
 
     classes = curated.classes(curated.read(project.schema))
-    sources.detect(source)
+    sources.detect(source.resolve())
     project.runs.mkdir(parents=True, exist_ok=True)
     with Console(project.runs / "drops.log", quiet=as_json) as console:
         console.progress("loading TensorFlow and Beam")
