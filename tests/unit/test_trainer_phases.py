@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from tensorflow.python.autograph.core import config
 
 from graftline.components.trainer.autograph import leave_keras_unconverted
 from graftline.components.trainer.phases import run_phase
@@ -36,6 +37,12 @@ def run(
     return run_phase(
         "frozen", model, batches, evaluation, logs=str(folder), **{**defaults, **settings}
     )
+
+
+def test_keras_is_left_unconverted_by_one_rule_however_often_one_asks():
+    leave_keras_unconverted()
+    rules = [rule for rule in config.CONVERSION_RULES if rule.matches("tf_keras.src.layers")]
+    assert [rule.get_action(tf_keras).name for rule in rules] == ["DO_NOT_CONVERT"]
 
 
 def test_a_phase_that_improves_runs_all_its_epochs(tmp_path):

@@ -1,0 +1,245 @@
+"""The trainer inside TFX, with a real backbone on real photographs; what it serves elsewhere."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from tfx.components.example_gen.import_example_gen.component import ImportExampleGen
+from tfx.components.schema_gen.import_schema_gen.component import ImportSchemaGen
+from tfx.components.trainer.component import Trainer
+from tfx.components.transform.component import Transform
+from tfx.orchestration.local.local_dag_runner import LocalDagRunner
+from tfx.orchestration.metadata import sqlite_metadata_connection_config
+from tfx.orchestration.pipeline import Pipeline
+from tfx.proto import example_gen_pb2, trainer_pb2, transform_pb2
+
+from graftline.components.trainer import backbones
+from graftline.components.trainer.config import ImageConfig, TrainerConfig
+from graftline.components.trainer.record import TrainingRecord
+from graftline.pipeline.preprocessing import preprocessing_config
+from graftline.schemas import curated
+
+pytestmark = pytest.mark.end_to_end
+
+# Loads an export in a process that knows nothing of Graftline and asks both signatures.
+FRESH = """
+import json, sys
+import tensorflow as tf
+model, records = sys.argv[1:]
+signatures = tf.saved_model.load(model).signatures
+examples = list(tf.data.TFRecordDataset(records, compression_type="GZIP").as_numpy_iterator())
+answers = {"serving_default": [], "serving_examples": []}
+for one in examples:
+    image = tf.train.Example.FromString(one).features.feature["image"].bytes_list.value[0]
+    by_image = signatures["serving_default"](image_bytes=tf.constant([image]))
+    answers["serving_default"] += by_image["scores"].numpy().tolist()
+together = signatures["serving_examples"](inputs=tf.constant(examples))
+answers["serving_examples"] = together["scores"].numpy().tolist()
+answers["classes"] = [name.decode() for name in together["classes"].numpy()[0]]
+answers["modules"] = [name for name in sys.modules if name.startswith(("graftline", "tfx"))]
+print(json.dumps(answers))
+"""
+
+
+def encode(image: Image.Image, kind: str, **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def in_every_form(photograph: bytes) -> list[bytes]:
+    """A photograph as JPEG, PNG, grey, CMYK, 16-bit, large, and turned in every way."""
+    image = Image.open(io.BytesIO(photograph))
+    grey = np.asarray(image.convert("L"))
+    forms = [
+        photograph,
+        encode(image, "PNG"),
+        encode(image.convert("L"), "JPEG"),
+        encode(image.convert("CMYK"), "JPEG"),
+        encode(Image.fromarray(grey.astype(np.uint16) * 257), "PNG"),
+        encode(image.convert("P"), "GIF"),
+        encode(image.resize((1200, 900)), "JPEG"),
+    ]
+    for orientation in range(2, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        forms.append(encode(image, "JPEG", exif=exif))
+    return forms
+
+
+def example(image: bytes, label: str) -> bytes:
+    made = tf.train.Example()
+    made.features.feature["image"].bytes_list.value.append(image)
+    made.features.feature["label"].bytes_list.value.append(label.encode())
+    return made.SerializeToString()
+
+
+class Trained(NamedTuple):
+    model: Path
+    record: TrainingRecord
+    eval_records: str
+    eval_labels: list[str]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Trained:
+    """ImportExampleGen, ImportSchemaGen, Transform and Trainer on photographs of flowers."""
+    folder = tmp_path_factory.mktemp("trained")
+    source = shared_data / "flowers_ccby"
+    with (source / "manifest.csv").open() as file:
+        rows = list(csv.DictReader(file))[::20]
+    classes = sorted({row["class"] for row in rows})
+    photographs = [((source / row["file"]).read_bytes(), row["class"]) for row in rows]
+    forms = [(form, name) for one, name in photographs[::25] for form in in_every_form(one)]
+    for split, images in (("train", photographs), ("eval", forms)):
+        (folder / "span" / split).mkdir(parents=True)
+        path = str(folder / "span" / split / "images-00000-of-00001.tfrecord.gz")
+        options = tf.io.TFRecordOptions(compression_type="GZIP")
+        with tf.io.TFRecordWriter(path, options) as writer:
+            for image, name in images:
+                writer.write(example(image, name))
+    schema = folder / "schema.pbtxt"
+    curated.write(curated.build(classes), schema)
+    config = {
+        "batch_size": 16,
+        "frozen": {"epochs": 25, "rate": 0.003},
+        "fine_tune": {"epochs": 1, "rate": 1e-5, "fraction": 0.2},
+        "patience": 25,
+    }
+    image = {"size": 96}
+    splits = [
+        example_gen_pb2.Input.Split(name=name, pattern=f"{name}/*") for name in ("train", "eval")
+    ]
+    examples = ImportExampleGen(
+        str(folder / "span"), input_config=example_gen_pb2.Input(splits=splits)
+    )
+    schema_gen = ImportSchemaGen(str(schema))
+    transform = Transform(
+        examples=examples.outputs["examples"],
+        schema=schema_gen.outputs["schema"],
+        preprocessing_fn="graftline.pipeline.preprocessing.preprocessing_fn",
+        custom_config=preprocessing_config(ImageConfig(**image), TrainerConfig(), classes),
+        materialize=False,
+        disable_statistics=True,
+        splits_config=transform_pb2.SplitsConfig(analyze=["train"], transform=[]),
+    )
+    trainer = Trainer(
+        examples=examples.outputs["examples"],
+        transform_graph=transform.outputs["transform_graph"],
+        schema=schema_gen.outputs["schema"],
+        run_fn="graftline.components.trainer.run.run_fn",
+        train_args=trainer_pb2.TrainArgs(splits=["train"]),
+        eval_args=trainer_pb2.EvalArgs(splits=["eval"]),
+        custom_config={"trainer": config, "image": image, "classes": classes},
+    )
+    LocalDagRunner().run(
+        Pipeline(
+            "trainer",
+            str(folder / "root"),
+            components=[examples, schema_gen, transform, trainer],
+            metadata_connection_config=sqlite_metadata_connection_config(str(folder / "db")),
+            beam_pipeline_args=["--runner=DirectRunner", "--direct_running_mode=in_memory"],
+        )
+    )
+    [model] = (folder / "root" / "Trainer" / "model").glob("*/Format-Serving")
+    [logs] = (folder / "root" / "Trainer" / "model_run").glob("*")
+    record = TrainingRecord.read(str(logs))
+    return Trained(model, record, path, [name for _, name in forms])
+
+
+def test_training_serving_and_evaluation_agree_in_a_fresh_process(trained):
+    asked = [sys.executable, "-c", FRESH, str(trained.model), trained.eval_records]
+    answers = json.loads(subprocess.run(asked, check=True, capture_output=True).stdout)
+    by_image, by_example = (
+        np.array(answers[name]) for name in ("serving_default", "serving_examples")
+    )
+    assert answers["modules"] == []
+    assert len(by_image) == len(trained.eval_labels)
+    np.testing.assert_allclose(by_image, by_example, atol=1e-5)
+    # The trainer's own evaluation saw stored activations of the same images.
+    columns = [answers["classes"].index(name) for name in trained.eval_labels]
+    probabilities = by_image[np.arange(len(columns)), columns]
+    assert -np.log(probabilities).mean() == pytest.approx(trained.record.exported.eval_loss, 1e-5)
+    right = np.mean(by_image.argmax(axis=1) == columns)
+    assert right == pytest.approx(trained.record.exported.eval_accuracy)
+
+
+def test_a_real_backbone_learns_real_photographs(trained):
+    assert trained.record.phases[0].epochs[-1].accuracy > 0.9
+    assert trained.record.exported.eval_accuracy > 0.5, "turned photographs are harder"
+
+
+def test_the_first_loss_after_unfreezing_is_close_to_the_last_before(trained):
+    frozen, fine_tune = trained.record.phases
+    assert fine_tune.epochs[0].loss == pytest.approx(frozen.epochs[-1].loss, rel=0.2, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        ("efficientnet_lite0", 1 + 16 + 1),
+        ("mobilenet_v2", 1 + 17 + 1),
+        ("mobilenet_v3_small", 1 + 11 + 1),
+        ("efficientnet_v2_b0", 1 + 21 + 1),
+        ("resnet50", 1 + 16),
+    ],
+)
+def test_every_backbone_can_be_cut_between_its_blocks(name, blocks):
+    whole = backbones.load(name, "none", 1.0, 32)
+    assert len(backbones.block_starts(whole, name)) == blocks
+    lower, upper = backbones.split(whole, name, 0.5)
+    assert lower is not None
+    image = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    np.testing.assert_allclose(
+        upper(lower(image, training=False), training=False),
+        whole(image, training=False),
+        rtol=1e-4,
+    )
+
+
+TWO_REPLICAS = """
+import sys
+import numpy as np, tensorflow as tf
+from pathlib import Path
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+from graftline.components.trainer.autograph import leave_keras_unconverted
+leave_keras_unconverted()
+import tf_keras
+from graftline.components.trainer.features import compute_features
+from graftline.components.trainer.phases import run_phase
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+x = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
+y = np.zeros(50, np.int64)
+with strategy.scope():
+    backbone = tf_keras.Sequential([tf_keras.Input((8,)), tf_keras.layers.Dense(4)])
+    y[backbone(x).numpy()[:, 0] > 0] = 1
+    network = tf_keras.Model(backbone.input, {"frozen": backbone.output})
+    images = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
+    features = compute_features(network, images, strategy, Path(sys.argv[1]), lambda _: None)
+    rows = features.files["frozen"].read(np.arange(50))
+    np.testing.assert_allclose(rows, backbone.predict(x, verbose=0), atol=1e-5)
+    np.testing.assert_array_equal(features.labels, y)
+    head = tf_keras.Sequential([tf_keras.Input((4,)), tf_keras.layers.Dense(2)])
+    batches = features.batches("frozen", 16, 0)
+    phase, best = run_phase(
+        "frozen", head, batches, features.batches("frozen", 16, None), images=50, epochs=20,
+        rate=0.1, patience=5, best=None, logs=sys.argv[1],
+    )
+assert strategy.num_replicas_in_sync == 2
+assert best.eval_accuracy > 0.9, best
+"""
+
+
+def test_two_mirrored_devices_compute_the_same_features_and_train(tmp_path):
+    asked = [sys.executable, "-c", TWO_REPLICAS, str(tmp_path)]
+    subprocess.run(asked, check=True, timeout=300)
