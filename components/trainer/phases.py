@@ -19,6 +19,7 @@ from graftline.components.trainer.record import Best, Epoch, Phase
 from graftline.serving.errors import UserError
 
 _TITLES = {"frozen": "training the head", "fine_tune": "fine-tuning"}
+_PROGRESS_EVERY = 2.0  # seconds
 
 
 class Watch(tf_keras.callbacks.Callback):
@@ -39,6 +40,7 @@ class Watch(tf_keras.callbacks.Callback):
         self._waited = 0
         self._weights: list[np.ndarray] = []
         self._started = 0.0
+        self._shown = 0.0
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         """Takes the weights that the phase begins with as the best so far."""
@@ -46,21 +48,25 @@ class Watch(tf_keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Starts the clock."""
-        self._started = time.monotonic()
+        self._started = self._shown = time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        """Stops at once where the loss is no number.
+        """Stops at once where the loss is no number; shows within a long epoch that it goes on.
 
         Raises:
-            UserError: it is none; says when, and which rate to lower.
+            UserError: the loss is none; says when, and which rate to lower.
         """
-        if not math.isfinite((logs or {})["loss"]):
+        loss = (logs or {})["loss"]
+        if not math.isfinite(loss):
             rate = float(self.model.optimizer.learning_rate)
             raise UserError(
-                f"Training diverged: the loss became {logs['loss']} in step {batch + 1} of epoch "
+                f"Training diverged: the loss became {loss} in step {batch + 1} of epoch "
                 f"{len(self.epochs) + 1} of the phase {self._phase}, at a learning rate of "
                 f"{rate:g}. Lower trainer.{self._phase}.rate."
             )
+        if time.monotonic() - self._shown > _PROGRESS_EVERY:
+            self._shown = time.monotonic()
+            self._report(len(self.epochs) + 1, f"step {batch + 1}  loss {loss:.3f}")
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Records the epoch, keeps its weights if they are the best, ends the phase if due."""
@@ -75,7 +81,7 @@ class Watch(tf_keras.callbacks.Callback):
         )
         self.epochs.append(done)
         shown = done.accuracy if done.eval_accuracy is None else done.eval_accuracy
-        report(f"{_TITLES[self._phase]} {epoch + 1}/{self.params['epochs']}  accuracy {shown:.3f}")
+        self._report(done.epoch, f"accuracy {shown:.3f}")
         if self._improves(done):
             self.best = Best(
                 phase=self._phase,
@@ -92,6 +98,9 @@ class Watch(tf_keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         """Puts the best weights back."""
         self.model.set_weights(self._weights)
+
+    def _report(self, epoch: int, text: str) -> None:
+        report(f"{_TITLES[self._phase]} {epoch}/{self.params['epochs']}  {text}")
 
     def _improves(self, done: Epoch) -> bool:
         if self.best is None or self.best.eval_loss is None or done.eval_loss is None:
