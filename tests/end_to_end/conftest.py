@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,16 +18,25 @@ data_gate: {shift: true}
 """
 
 
+def make_project(folder: Path) -> Path:
+    """A project for blobs of three colours, with one span taken in."""
+    images = draw(folder / "images" / "first", 40, seed=1)
+    project = folder / "project"
+    graftline(folder, "init", "project", "--images", str(images), "--name", "blobs")
+    (project / "graftline.yaml").write_text(f"model: {{name: blobs}}\n{QUICK}")
+    graftline(project, "drop", str(images))
+    return project
+
+
 @pytest.fixture
-def new_project(tmp_path: Path) -> Callable[[], Path]:
-    """Makes a project for blobs of three colours, with one span taken in."""
+def project(tmp_path: Path) -> Path:
+    """A project of its own for a test: one span, not yet trained on."""
+    return make_project(tmp_path)
 
-    def make() -> Path:
-        images = draw(tmp_path / "images" / "first", 40, seed=1)
-        folder = tmp_path / "project"
-        graftline(tmp_path, "init", "project", "--images", str(images), "--name", "blobs")
-        (folder / "graftline.yaml").write_text(f"model: {{name: blobs}}\n{QUICK}")
-        graftline(folder, "drop", str(images))
-        return folder
 
-    return make
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with at least one version in service, which the tests of a module share."""
+    shared = make_project(tmp_path_factory.mktemp("published"))
+    graftline(shared, "run")
+    return shared
