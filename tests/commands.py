@@ -66,18 +66,18 @@ class Command:
         return self.output_file.read_text() if self.output_file.exists() else ""
 
     def kill_in(self, node: str, number: int = signal.SIGKILL) -> bool:
-        """Sends a signal as soon as a node runs; False when the command ended before."""
+        """Sends a signal while a node runs; False when the node or the command ended before."""
         while self.process.is_alive():
             record = last_run(self.folder)
-            if (
-                record
-                and record.pid == self.process.pid
-                and any(n.id == node and n.state == "running" for n in record.nodes)
-            ):
-                os.kill(self.process.pid, number)
-                self.process.join()
-                return True
-            time.sleep(0.005)
+            if record and record.pid == self.process.pid:
+                state = next((n.state for n in record.nodes if n.id == node), None)
+                if state == "running":
+                    os.kill(self.process.pid, number)
+                    self.process.join()
+                    return True
+                if state is not None:
+                    return False
+            time.sleep(0.002)
         return False
 
 

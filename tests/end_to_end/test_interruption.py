@@ -13,15 +13,16 @@ from graftline.serving.base_path import BasePath
 pytestmark = pytest.mark.end_to_end
 
 NODES = (
-    "ImportSchemaGen",
     "ImportExampleGen",
+    "ImportSchemaGen",
+    "in_service",
+    "previous_span",
     "StatisticsGen",
     "ExampleValidator",
     "DataGate",
     "window",
     "Transform",
     "Trainer",
-    "in_service",
     "Evaluator",
     "ModelGate",
     "Pusher",
