@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from tensorflow_metadata.proto.v0 import anomalies_pb2
 
@@ -23,8 +23,8 @@ def describe(anomalies: Mapping[str, anomalies_pb2.Anomalies], summary: SpanSumm
     """
     splits: dict[tuple[str, str], list[str]] = {}
     for split, found in anomalies.items():
-        for feature, description in _anomalies(found, summary):
-            splits.setdefault((feature, description), []).append(split)
+        for feature, description, where in _anomalies(found, summary, split):
+            splits.setdefault((feature, description), []).extend(where)
     if not splits:
         return [
             Check(metric=ANOMALY, slice=OVERALL, passed=True, note="every record fits the schema")
@@ -34,27 +34,32 @@ def describe(anomalies: Mapping[str, anomalies_pb2.Anomalies], summary: SpanSumm
             metric=ANOMALY,
             slice=feature,
             passed=False,
-            note=f"{feature}: {description} (in {', '.join(where)})",
+            note=f"{feature}: {description}" + (f" (in {', '.join(where)})" if where else ""),
         )
         for (feature, description), where in splits.items()
     ]
 
 
-def _anomalies(found: anomalies_pb2.Anomalies, summary: SpanSummary) -> list[tuple[str, str]]:
-    described = []
+def _anomalies(
+    found: anomalies_pb2.Anomalies, summary: SpanSummary, split: str
+) -> Iterator[tuple[str, str, list[str]]]:
+    """Feature, description and where, for each anomaly of a split."""
     for feature, info in sorted(found.anomaly_info.items()):
         for reason in info.reason:
-            if feature == LABEL and reason.type == _UNKNOWN_CLASS:
-                described += [(LABEL, text) for text in _unknown_classes(found, summary)]
+            # TFDV's own sentence runs the names together and escapes them. It remains where the
+            # statistics, which list 1000 classes, do not have the name.
+            unknown = feature == LABEL and reason.type == _UNKNOWN_CLASS
+            classes = _unknown_classes(found, summary) if unknown else []
+            if classes:
+                yield from ((LABEL, text, []) for text in classes)
             else:
                 text = (reason.description or info.description).strip().rstrip(".")
-                described.append((feature, text[:1].lower() + text[1:]))
-    described += [("records", reason.description) for reason in found.dataset_anomaly_info.reason]
-    return described
+                yield feature, text[:1].lower() + text[1:], [split]
+    for reason in found.dataset_anomaly_info.reason:
+        yield "records", reason.description, [split]
 
 
 def _unknown_classes(found: anomalies_pb2.Anomalies, summary: SpanSummary) -> list[str]:
-    # TFDV's own sentence runs names together and escapes them; a name may hold commas.
     known = {
         value
         for domain in found.baseline.string_domain
@@ -62,7 +67,7 @@ def _unknown_classes(found: anomalies_pb2.Anomalies, summary: SpanSummary) -> li
         for value in domain.value
     }
     return [
-        f'class "{name}" is not in the schema ({count} images in all splits)'
+        f'class "{name}" is not in the schema ({count} images)'
         for name, count in sorted(summary.classes.items())
         if name not in known
     ]

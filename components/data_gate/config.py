@@ -28,7 +28,7 @@ class DataGateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             description="Share of false alarms, over all features together, that is tolerated when "
             "both spans are drawn from the same images.",
         ),
-    ] = 0.01
+    ] = 0.02
     max_image_shift: Annotated[
         Share,
         Meta(

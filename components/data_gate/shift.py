@@ -94,7 +94,7 @@ def _classes(new: SpanSummary, old: SpanSummary, bound: float, significance: flo
     before = np.array([old.classes.get(name, 0) for name in names])
     shares_after, shares_before = after / after.sum(), before / before.sum()
     found = float(np.abs(shares_after - shares_before).sum() / 2)
-    passed = found <= bound or _chance(after, before, found) >= significance
+    passed = found <= bound or _chance(after, before) >= significance
     return Check(
         metric=SHIFT,
         slice=LABEL,
@@ -106,15 +106,19 @@ def _classes(new: SpanSummary, old: SpanSummary, bound: float, significance: flo
     )
 
 
-def _chance(after: np.ndarray, before: np.ndarray, found: float) -> float:
-    """How often dealing the same images out again gives class shares this far apart."""
+def _chance(after: np.ndarray, before: np.ndarray) -> float:
+    """How often dealing the same images out again gives class counts this far from proportional.
+
+    Pearson's chi-square by permutation: exact for classes with few images, too.
+    """
     total = after + before
     # A fixed seed: the same two spans must always get the same answer.
     deals = np.random.default_rng(0).multivariate_hypergeometric(
         total, int(after.sum()), size=_DEALS, method="marginals"
     )
-    distances = np.abs(deals / after.sum() - (total - deals) / before.sum()).sum(axis=1) / 2
-    return float((1 + np.count_nonzero(distances >= found - 1e-12)) / (1 + _DEALS))
+    expected = total * (after.sum() / total.sum())
+    found, dealt = (((counts - expected) ** 2 / total).sum(axis=-1) for counts in (after, deals))
+    return float((1 + np.count_nonzero(dealt >= found * (1 - 1e-9))) / (1 + _DEALS))
 
 
 def _spread(feature: Numeric) -> str:

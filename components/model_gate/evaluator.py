@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from absl import flags
 from tensorflow.core.protobuf import saved_model_pb2
 from tfx import types
 from tfx.components.evaluator import component, executor
@@ -56,6 +57,8 @@ class Executor(executor.Executor):
         if baseline and not _can_be_asked(baseline[0]):
             logging.warning("The baseline %s has no signature %s.", baseline[0].uri, SIGNATURE)
             input_dict = {**input_dict, standard_component_specs.BASELINE_MODEL_KEY: []}
+        # Batches of records are else counted, up to 1000, however large the images are.
+        flags.FLAGS.set_default("tfxio_use_byte_size_batching", True)
         token = destination.set(str(Path(evaluation) / PREFIX))
         try:
             super().Do(

@@ -118,7 +118,14 @@ def test_an_unknown_class_stops_the_run_and_is_named(gate: Gate) -> None:
         gate.judge(1, {"train": images(80), "test": odd})
     verdict = gate.verdict(1)
     assert not verdict.passed
-    assert verdict.failed[0].note.endswith("(3 images in all splits) (in test)")
+    assert verdict.failed[0].note.endswith("is not in the schema (3 images)")
+
+
+def test_an_unknown_class_beyond_those_that_statistics_list_still_stops_the_run(gate: Gate) -> None:
+    many = images(1200).assign(label=[f"class {i:04}" for i in range(1199)] + ["rose"])
+    with pytest.raises(Refused):
+        gate.judge(1, {"train": many})
+    assert not gate.verdict(1).passed
 
 
 def test_the_same_anomaly_in_two_splits_is_told_once(gate: Gate) -> None:

@@ -60,13 +60,17 @@ def summary(frame: pd.DataFrame, span: int = 1) -> SpanSummary:
     )
 
 
-def alarms(new: pd.DataFrame, old: pd.DataFrame, config: DataGateConfig | None = None) -> list[Check]:
+def alarms(
+    new: pd.DataFrame, old: pd.DataFrame, config: DataGateConfig | None = None
+) -> list[Check]:
     checks = compare(summary(new, span=2), summary(old), config or DataGateConfig())
     return [check for check in checks if check.passed is False]
 
 
 @pytest.mark.parametrize("size", [40, 400])
-def test_at_most_one_in_twenty_random_resplits_of_the_same_images_raises_an_alarm(size: int) -> None:
+def test_at_most_one_in_twenty_random_resplits_of_the_same_images_raises_an_alarm(
+    size: int,
+) -> None:
     frame = images(2 * size)
     random = np.random.default_rng(1)
     raised = 0
@@ -149,6 +153,8 @@ def test_splits_together_describe_the_span_as_tfdv_saw_it() -> None:
 
 def test_the_distance_of_two_samples_is_that_of_their_distributions() -> None:
     low = summary(images(1000)).features["luma_mean"]
-    high = summary(images(1000).assign(luma_mean=lambda f: f["luma_mean"] + 1000)).features["luma_mean"]
+    high = summary(images(1000).assign(luma_mean=lambda f: f["luma_mean"] + 1000)).features[
+        "luma_mean"
+    ]
     assert distance(low, low) == 0
     assert distance(low, high) == 1
