@@ -1,4 +1,4 @@
-"""Maps the top-level folders to the `graftline` namespace; also what Beam workers and images install.
+"""Maps the top-level folders to the `graftline` namespace; what Beam workers and images install.
 
 Metadata and tool settings are in pyproject.toml. The folders stand at the top of the repository
 and are imported as `graftline.<folder>`: bare names such as `kubeflow` would collide with other
