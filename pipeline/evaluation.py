@@ -32,8 +32,8 @@ def eval_config(config: ModelGateConfig, classes: Sequence[str]) -> tfma.EvalCon
     for bound in config.bounds:
         if bound.slice not in (OVERALL, *classes):
             raise UserError(
-                f"model_gate.bounds asks for the {bound.metric} of {bound.slice!r}, which is no class "
-                f"of the schema. Its classes are: {', '.join(classes)}."
+                f"model_gate.bounds asks for the {bound.metric} of {bound.slice!r}, which is no "
+                f"class of the schema. Its classes are: {', '.join(classes)}."
             )
     models = [
         tfma.ModelSpec(
