@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 _QUIET_INTERVAL = 20.0
 
 
+_latest_log: Path | None = None
+
+
+def latest_log() -> Path | None:
+    """The log file of the console that this process opened last, if it did."""
+    return _latest_log
+
+
 class Console:
     """Redirects the process's output to a log file and writes single lines to the screen."""
 
@@ -39,6 +47,8 @@ class Console:
         self._open_line = False
 
     def __enter__(self) -> Console:
+        global _latest_log
+        _latest_log = self._log
         sys.stdout.flush()
         sys.stderr.flush()
         self._saved = [os.dup(1), os.dup(2)]

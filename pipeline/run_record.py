@@ -101,7 +101,12 @@ def records(runs: Path) -> Iterator[RunRecord]:
     """All runs of a project, the newest first; a run whose process is gone is `interrupted`."""
     live = is_locked(runs)
     for path in sorted(runs.glob(f"run-*/{FILE_NAME}"), reverse=True):
-        record = msgspec.json.decode(path.read_bytes(), type=RunRecord)
+        try:
+            record = msgspec.json.decode(path.read_bytes(), type=RunRecord)
+        except msgspec.DecodeError as error:
+            raise UserError(
+                f"The record {path} is damaged ({error}): move its folder out of {runs}."
+            ) from error
         if record.state == RUNNING and not live:
             record.state = INTERRUPTED
         yield record

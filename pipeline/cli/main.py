@@ -5,14 +5,13 @@ from __future__ import annotations
 import datetime
 import importlib
 import json
-import os
 import sys
 import traceback
 from collections.abc import Sequence
 
 import click
 
-from graftline.pipeline import run_record
+from graftline.pipeline.console import latest_log
 from graftline.pipeline.project import Project
 from graftline.serving.errors import Refused, UserError
 
@@ -94,8 +93,7 @@ def _crash(arguments: Sequence[str], crash: Exception, project: object) -> None:
         _fail(arguments, "crash", f"Graftline crashed: {last_line}", 1)
         return
     project.runs.mkdir(parents=True, exist_ok=True)
-    own = next((run for run in run_record.records(project.runs) if run.pid == os.getpid()), None)
-    log = project.runs / (f"{own.run_id}/{run_record.LOG_NAME}" if own else "crash.log")
+    log = latest_log() or project.runs / "crash.log"
     with log.open("a", encoding="utf-8") as stream:
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         stream.write(f"{now} graftline {' '.join(arguments)}\n{traceback.format_exc()}\n")

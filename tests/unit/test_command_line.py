@@ -1,0 +1,118 @@
+"""The command line: projects are made and found, errors have their exit codes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from graftline.pipeline.cli.main import main
+from graftline.pipeline.config import load_config
+from graftline.schemas import curated
+
+
+def graftline(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return int(ended.value.code or 0)
+
+
+def images(folder: Path, *classes: str, size: tuple[int, int] = (120, 90), count: int = 3) -> Path:
+    random = np.random.default_rng(0)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = random.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+    return folder
+
+
+def test_init_writes_a_configuration_and_a_schema_for_the_images_found(tmp_path, capsys):
+    source = images(tmp_path / "images", "rose", "Löwenzahn", "sun flower")
+
+    assert graftline("init", tmp_path / "my flowers", "--images", source) == 0
+
+    assert "9 images in 3 classes" in capsys.readouterr().out
+    config = load_config(tmp_path / "my flowers" / "graftline.yaml")
+    assert (config.model.name, config.image.size) == ("my-flowers", 96)
+    schema = curated.read(tmp_path / "my flowers" / "schema" / "schema.pbtxt")
+    assert curated.classes(schema) == ["Löwenzahn", "rose", "sun flower"]
+
+
+def test_init_chooses_no_larger_size_than_backbones_are_made_for(tmp_path):
+    source = images(tmp_path / "images", "a", "b", size=(700, 500), count=1)
+    graftline("init", tmp_path / "p", "--images", source)
+    assert load_config(tmp_path / "p" / "graftline.yaml").image.size == 224
+
+
+def test_init_does_not_touch_a_project_that_is_there(tmp_path, capsys):
+    source = images(tmp_path / "images", "a", "b")
+    graftline("init", tmp_path / "p", "--images", source)
+    before = (tmp_path / "p" / "graftline.yaml").read_bytes()
+
+    assert graftline("init", tmp_path / "p", "--images", source) == 2
+
+    assert "not overwritten" in capsys.readouterr().err
+    assert (tmp_path / "p" / "graftline.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [((), "holds no folder"), (("only",), "one class"), (("Rose", "rose"), "differ only in case")],
+)
+def test_init_refuses_images_that_make_no_classifier(tmp_path, capsys, classes, said):
+    source = images(tmp_path / "images", *classes)
+    source.mkdir(exist_ok=True)
+    assert graftline("init", tmp_path / "p", "--images", source) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "p" / "graftline.yaml").exists()
+
+
+def test_a_project_is_found_from_a_folder_inside_it(tmp_path, monkeypatch, capsys):
+    graftline("init", tmp_path / "p", "--images", images(tmp_path / "images", "a", "b"))
+    inside = tmp_path / "p" / "schema"
+    monkeypatch.chdir(inside)
+    assert graftline("drops") == 0
+    assert "No span yet" in capsys.readouterr().out
+
+
+def test_without_a_project_the_error_says_how_to_make_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert graftline("status") == 2
+    assert "graftline init" in capsys.readouterr().err
+
+
+def test_an_override_is_taken_wherever_it_stands_and_an_unknown_one_is_refused(tmp_path, capsys):
+    graftline("init", tmp_path / "p", "--images", images(tmp_path / "images", "a", "b"))
+    assert graftline("drops", "paths.spans=elsewhere", "--project", tmp_path / "p") == 0
+    capsys.readouterr()
+    assert graftline("drops", "--project", tmp_path / "p", "trainer.bach_size=3") == 2
+    assert "Did you mean batch_size" in capsys.readouterr().err
+
+
+def test_with_json_an_error_is_a_document_too(tmp_path, capsys):
+    assert graftline("drops", "--project", tmp_path, "--json") == 2
+    assert json.loads(capsys.readouterr().out)["exit_code"] == 2
+
+
+def test_a_crash_is_one_line_on_screen_and_a_traceback_in_a_log(tmp_path, capsys):
+    project = tmp_path / "p"
+    graftline("init", project, "--images", images(tmp_path / "images", "a", "b"))
+    (project / "runs" / "run-0001" / "run.json").mkdir(parents=True)
+
+    assert graftline("status", "--project", project) == 1
+
+    said = capsys.readouterr().err
+    assert "crash.log" in said
+    assert "Traceback" not in said
+    assert "Traceback" in (project / "runs" / "crash.log").read_text()
+
+
+def test_a_damaged_record_of_a_run_is_named(tmp_path, capsys):
+    project = tmp_path / "p"
+    graftline("init", project, "--images", images(tmp_path / "images", "a", "b"))
+    (project / "runs" / "run-0001").mkdir(parents=True)
+    (project / "runs" / "run-0001" / "run.json").write_text('{"run_id": ')
+    assert graftline("status", "--project", project) == 2
+    assert "run-0001/run.json is damaged" in capsys.readouterr().err
