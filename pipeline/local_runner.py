@@ -27,11 +27,6 @@ from graftline.pipeline.plan import SpanVersion
 
 Listener = Callable[[str, str, float], None]
 
-_STATES = {
-    metadata_store_pb2.Execution.COMPLETE: "done",
-    metadata_store_pb2.Execution.CACHED: "cached",
-}
-
 
 def run_pipeline(
     ir: pipeline_pb2.Pipeline, run_id: str, store: mlmd.MetadataStore, listener: Listener
@@ -66,6 +61,7 @@ def _run_node(
     ir: pipeline_pb2.Pipeline, node: pipeline_pb2.PipelineNode, store: mlmd.MetadataStore
 ) -> str:
     """Runs one node with TFX's portable launcher; returns how it ended."""
+    began = time.time()
     deployment = runner_utils.extract_local_deployment_config(ir)
     connection = deployment.metadata_connection_config
     executed = launcher.Launcher(
@@ -80,13 +76,16 @@ def _run_node(
     ).launch()
     if executed is None or executed.execution_id is None:
         return "done"
-    # Inputs that cannot be resolved end in a failed execution, not in an exception.
     [execution] = store.get_executions_by_id([executed.execution_id])
-    if execution.last_known_state not in _STATES:
-        raise RuntimeError(
-            f"{node.node_info.id} could not run: its inputs are not there. The log has the details."
-        )
-    return _STATES[execution.last_known_state]
+    if execution.last_known_state == metadata_store_pb2.Execution.CACHED:
+        return "cached"
+    if execution.last_known_state == metadata_store_pb2.Execution.COMPLETE:
+        # A resumed run finds what it completed before it died and leaves it as it is.
+        return "cached" if execution.last_update_time_since_epoch < began * 1000 else "done"
+    # Inputs that cannot be resolved end in a failed execution, not in an exception.
+    raise RuntimeError(
+        f"{node.node_info.id} could not run: its inputs are not there. The log has the details."
+    )
 
 
 @contextmanager
