@@ -95,8 +95,7 @@ def examine(data: bytes, limits: Limits, budget: PixelBudget) -> Finding:
     with budget.spend(header.pixels):
         luma = _decode_luma(data, header)
         counts = np.asarray(luma.histogram(), np.float64)
-        hashed = _shrink(luma, _HASHED, Image.Resampling.LANCZOS)
-        thumbnail = _shrink(luma, THUMBNAIL, Image.Resampling.BILINEAR)
+        hashed, thumbnail = _shrink(luma, _HASHED), _shrink(luma, THUMBNAIL)
     mean = float(counts @ _LEVELS / counts.sum())
     variance = float(counts @ (_LEVELS - mean) ** 2 / counts.sum())
     if header.orientation in _UPRIGHT:
@@ -111,7 +110,7 @@ def examine(data: bytes, limits: Limits, budget: PixelBudget) -> Finding:
         byte_size=len(data),
         luma_mean=mean,
         luma_std=variance**0.5,
-        hash=int(str(imagehash.phash(hashed)), 16),
+        hash=int.from_bytes(np.packbits(imagehash.phash(hashed).hash).tobytes(), "big"),
         thumbnail=thumbnail.tobytes(),
     )
 
@@ -134,5 +133,5 @@ def _decode_luma(data: bytes, header: Header) -> Image.Image:
     return Image.fromarray(np.asarray(memoryview(pixels))).convert("L")
 
 
-def _shrink(luma: Image.Image, side: int, how: Image.Resampling) -> Image.Image:
-    return luma.resize((side, side), how, reducing_gap=3.0)
+def _shrink(luma: Image.Image, side: int) -> Image.Image:
+    return luma.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=3.0)

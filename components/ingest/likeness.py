@@ -1,8 +1,8 @@
 """When two images are near-duplicates: one is a recompressed or resized copy of the other.
 
 A 64-bit perceptual hash finds candidates, a thumbnail decides. Candidates share most of their
-hash: the bits are dealt to five blocks, and two images are compared when two blocks are the same,
-which is so for any two hashes that differ in at most three bits (multi-index hashing: Norouzi,
+hash: the bits are dealt to six blocks, and two images are compared when two blocks are the same,
+which is so for any two hashes that differ in at most four bits (multi-index hashing: Norouzi,
 Punjani and Fleet, CVPR 2012). A copy differs from its original by the traces of compression and
 resampling, in every place by little of the image's contrast; another scan of the same form, a
 defect on the same board, differs strongly in some place. What was measured: docs/drops.md.
@@ -20,9 +20,9 @@ import numpy.typing as npt
 THUMBNAIL = 24
 
 _HASH_BITS = 64
-_BLOCKS = 5
+_BLOCKS = 6
 # Largest difference in any place, as a share of the contrast.
-_MOST_DIFFERENCE = 0.19
+_MOST_DIFFERENCE = 0.2
 # With less contrast, in levels of luma, an image is a blank: all blanks look alike.
 _LEAST_CONTRAST = 4.0
 
@@ -40,7 +40,7 @@ def keys(hash_: int) -> list[bytes]:
         hash_: 64-bit perceptual hash.
 
     Returns:
-        ten keys of nine bytes: the bits of two blocks, and which blocks they are.
+        fifteen keys of nine bytes: the bits of two blocks, and which blocks they are.
     """
     return [(hash_ & mask).to_bytes(8, "big") + bytes([place]) for place, mask in enumerate(_MASKS)]
 

@@ -149,9 +149,7 @@ def test_a_baseline_with_fewer_classes_is_compared_on_those_that_both_know() -> 
     known = [name != 2 for name in THREE_EACH]
     baseline = [name if name != 2 else 0 for name in THREE_EACH]
     check = found(
-        judge(
-            predictions(THREE_EACH, THREE_EACH, baseline, known), ModelGateConfig(), "version 1"
-        ),
+        judge(predictions(THREE_EACH, THREE_EACH, baseline, known), ModelGateConfig(), "version 1"),
         "accuracy_change",
     )
     assert check.passed

@@ -9,7 +9,9 @@ from graftline.components.verdict import Check, Verdict
 
 def verdict(*outcomes: bool | None, passed: bool = True, overridden: str = "") -> Verdict:
     checks = tuple(
-        Check(metric="recall", slice=f"class [{i}]", candidate=0.5, passed=outcome, note=f"note {i}")
+        Check(
+            metric="recall", slice=f"class [{i}]", candidate=0.5, passed=outcome, note=f"note {i}"
+        )
         for i, outcome in enumerate(outcomes)
     )
     return Verdict(gate="model", passed=passed, overridden=overridden, checks=checks)
