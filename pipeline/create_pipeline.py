@@ -40,6 +40,7 @@ from tfx.types.channel import Channel
 
 from graftline.components import publisher
 from graftline.components.data_gate.component import DataBlessing, DataGate
+from graftline.components.data_gate.summary import QUANTILES
 from graftline.components.ingest.spans import SPLITS, find_span
 from graftline.components.model_gate.component import ModelGate
 from graftline.components.model_gate.evaluator import Evaluator
@@ -58,6 +59,8 @@ NAME = "graftline"
 # TFX into a source archive first, for seconds. Our workers have it installed: this machine's own
 # runner ignores the option.
 _CODE_IS_INSTALLED = ("--sdk_container_image=installed",)
+# The data gate needs the count of every class; TFDV keeps a thousand of them by default.
+_MOST_CLASSES = 100_000
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,11 @@ def _data_nodes(project: Project, plan: Plan, report_dir: str) -> DataNodes:
     statistics = StatisticsGen(
         examples=example_gen.outputs["examples"],
         schema=schema.outputs["schema"],
-        stats_options=tfdv.StatsOptions(feature_allowlist=list(curated.DESCRIBED_FEATURES)),
+        stats_options=tfdv.StatsOptions(
+            feature_allowlist=list(curated.DESCRIBED_FEATURES),
+            num_quantiles_histogram_buckets=QUANTILES,
+            num_rank_histogram_buckets=_MOST_CLASSES,
+        ),
     )
     validator = ExampleValidator(
         statistics=statistics.outputs["statistics"], schema=schema.outputs["schema"]
