@@ -4,6 +4,8 @@ FOLDERS := pipeline components schemas serving kubeflow
 TYPES := build/types/graftline
 RESOLVE := .venv/bin/uv pip compile --quiet --upgrade --no-header --no-annotate \
 	--extra development pyproject.toml
+# A file's tests share what is slow to make, a trained model for one: each file stays in one process.
+PYTEST := $(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 # Without compiled modules every process would compile TensorFlow anew, ten seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -19,13 +21,13 @@ demo: environment ## the main job on handwritten digits, five minutes
 	@$(PYTHON) -m graftline.pipeline.demo demo
 
 test: check ## all checks and tests
-	$(PYTHON) -m pytest
+	$(PYTEST)
 
 test-fast: environment ## the tests that take seconds
-	$(PYTHON) -m pytest -m "not end_to_end"
+	$(PYTEST) -m "not end_to_end"
 
 test-end-to-end: environment ## the tests that run whole pipelines and real processes
-	$(PYTHON) -m pytest -m end_to_end
+	$(PYTEST) -m end_to_end
 
 test-current: ## the fast tests and the demo on the current stack, in a Debian 13 tree (root)
 	requirements/debian13.sh test-fast demo

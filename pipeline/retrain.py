@@ -224,7 +224,7 @@ class _Execution:
             if self._request.accept_anomalies and is_target
             else "",
             bless=self._request.reason if self._request.bless else "",
-            force=self._record.run_id if self._request.force else "",
+            force=self._record.key if self._request.force else "",
         )
 
     def _describe(self, plan: Plan) -> str:
@@ -245,7 +245,7 @@ class _Execution:
 
         ir = compile_pipeline(self._project, plan, data_only=data_only)
         # A resumed run goes by the same name: a node that failed takes its execution up again.
-        run_id = plan.run_id + (f"-span-{plan.target.span}" if data_only else "")
+        run_id = self._record.key + (f"-span-{plan.target.span}" if data_only else "")
         try:
             run_pipeline(ir, run_id, self._store, self._listen)
         except Refused:

@@ -81,6 +81,11 @@ class RunRecord(msgspec.Struct, kw_only=True):
         return SpanVersion(self.span, self.version)
 
     @property
+    def key(self) -> str:
+        """Its name in the metadata store, which may outlive a folder of runs that was emptied."""
+        return f"{self.run_id} of {self.started}"
+
+    @property
     def seconds(self) -> float:
         """Sum over the nodes."""
         return sum(node.seconds for node in self.nodes)
