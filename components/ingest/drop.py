@@ -32,8 +32,9 @@ from graftline.components.ingest.spans import (
     find_span,
     list_spans,
     newest_versions,
+    span_folder,
 )
-from graftline.components.ingest.workplace import Workplace, workplace
+from graftline.components.ingest.workplace import Workplace, free_name, workplace
 from graftline.components.ingest.worksheet import Worksheet
 from graftline.components.progress import report
 from graftline.serving.errors import UserError
@@ -83,6 +84,7 @@ def drop(
     found = sources.detect(source.resolve())
     with workplace(spans, quarantined, found.path) as place:
         number, version = _choose(list_spans(spans), span, version)
+        _refuse_obstacle(span_folder(spans, number, version))
         taking_in = _TakingIn(found, spans, place, config, number, version)
         try:
             taking_in.run(quarantined, classes, beam_options)
@@ -202,6 +204,8 @@ def _refuse_if_too_bad(sheet: Worksheet, config: DropConfig, quarantined: Path) 
     if bad <= config.max_quarantined * fresh and bad < fresh:
         return
     folder = quarantined / f"refused-{_now().strftime('%Y%m%dT%H%M%S')}"
+    if folder.exists():
+        folder = free_name(folder)
     quarantine.fill(folder, sheet.set_aside_rows(), copy=False)
     listed = "".join(
         f"\n  {count:>6} {reason}, e.g. {name}: {detail}"
@@ -278,6 +282,19 @@ def _choose(there: Sequence[Span], span: int | None, version: int | None) -> tup
     if version is not None and version != following:
         raise UserError(f"The next version of span {span} is {following}, not {version}.")
     return span, following
+
+
+def _refuse_obstacle(target: Path) -> None:
+    """Whatever stands in the place of the span must be found before the work, not after it.
+
+    Raises:
+        UserError: there is something, but no complete span.
+    """
+    if target.exists():
+        raise UserError(
+            f"{target} is there, but is no complete span: it has no {SUMMARY}. Move it away, then "
+            "drop again."
+        )
 
 
 def _now() -> datetime.datetime:

@@ -8,14 +8,17 @@ under way and goes with it.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from graftline.components.ingest import likeness
 from graftline.components.ingest.spans import IMAGES, Span
+from graftline.serving.errors import UserError
 
 # Raised whenever tables of older programs can no longer be used.
 _FORMAT = 1
@@ -57,6 +60,8 @@ class Fingerprints:
         """Opens the table, makes it where there is none or only a damaged one."""
         try:
             self._db = _open(path)
+        except sqlite3.OperationalError:  # The disk's fault, not the table's.
+            raise
         except sqlite3.DatabaseError:
             path.unlink()
             self._db = _open(path)
@@ -132,11 +137,24 @@ class Fingerprints:
             self._db.execute(f"DELETE FROM held WHERE {of_version}", (span, version))
 
     def _read(self, span: Span) -> None:
-        for batch in parquet.ParquetFile(span.path / IMAGES).iter_batches(_BATCH):
-            for row in batch.to_pylist():
-                hash_, thumbnail = row.pop("hash"), row.pop("thumbnail")
-                self.add(Known(**row, span=span.number, version=span.version), hash_, thumbnail)
+        for row in _rows(span):
+            hash_, thumbnail = row.pop("hash"), row.pop("thumbnail")
+            self.add(Known(**row, span=span.number, version=span.version), hash_, thumbnail)
         self._db.execute("INSERT INTO held VALUES (?, ?)", (span.number, span.version))
+
+
+def _rows(span: Span) -> Iterator[dict[str, Any]]:
+    path = span.path / IMAGES
+    try:
+        with parquet.ParquetFile(path) as images:
+            for batch in images.iter_batches(_BATCH):
+                yield from batch.to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}): the span was changed by another hand, and without "
+            "this file its images cannot be told from new ones. Put it back, or remove "
+            f"{span.path} and drop its images again."
+        ) from error
 
 
 def _open(path: Path) -> sqlite3.Connection:

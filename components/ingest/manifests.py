@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ def entries(path: Path) -> Iterator[Entry]:
         file = _first(row, _FILE)
         if not file:
             raise _lacks("file", _FILE, row, where)
+        if not _is_encodable(file):
+            raise UserError(f"{file!r} in {where} is no name of a file.")
         if not _names(row, _LABEL):
             raise _lacks("class", _LABEL, row, where)
         given = _first(row, _SPLIT)
@@ -69,6 +72,15 @@ def entries(path: Path) -> Iterator[Entry]:
         if name is None:
             entry = entry.refuse("unusable-label", f"{label!r} in line {number} is no class name")
         yield entry
+
+
+def _is_encodable(file: str) -> bool:
+    """Half of a surrogate pair, which JSON can spell, is in no file's name."""
+    try:
+        os.fsencode(file)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _maps(path: Path) -> bool:
@@ -123,10 +135,12 @@ def _names(row: dict[str, Any], names: tuple[str, ...]) -> bool:
 
 
 def _first(row: dict[str, Any], names: tuple[str, ...]) -> str:
-    """The value of the first of these columns that is there; empty where none is."""
+    """The text or number in the first of these columns that is there; empty where none is."""
     for name in names:
-        if row.get(name) is not None:
-            return str(row[name]).strip()
+        value = row.get(name)
+        if value is not None:
+            is_usable = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+            return str(value).strip() if is_usable else ""
     return ""
 
 

@@ -8,6 +8,8 @@ on, and the file goes to quarantine as a whole, with the place of the damage.
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +23,11 @@ from graftline.components.ingest.entries import Entry
 from graftline.components.ingest.examine import in_words
 from graftline.components.ingest.labels import class_named, split_named
 from graftline.components.ingest.sources import Source
+
+
+_GZIP = b"\x1f\x8b"
+# Around every record: its length, and a checksum of each.
+_FRAME_BYTES = 8 + 4 + 4
 
 
 class _Unusable(Exception):
@@ -52,10 +59,28 @@ def entries(source: Source, features: FeaturesConfig, unpacked: Path) -> Iterato
 def _records(file: Path) -> Iterator[bytes]:
     try:
         with file.open("rb") as stream:
-            compression = "GZIP" if stream.read(2) == b"\x1f\x8b" else ""
+            compression = "GZIP" if stream.read(2) == _GZIP else ""
     except OSError as error:
         raise tf.errors.UnavailableError(None, None, error.strerror) from error
-    yield from tf.data.TFRecordDataset(str(file), compression).as_numpy_iterator()
+    size = 0
+    for serialized in tf.data.TFRecordDataset(str(file), compression).as_numpy_iterator():
+        size += len(serialized) + _FRAME_BYTES
+        yield serialized
+    # TensorFlow takes a file that was cut within the header of a record for a whole one.
+    if size != (_unpacked_size(file) if compression else file.stat().st_size):
+        raise tf.errors.DataLossError(None, None, f"cut within the header of a record at {size}")
+
+
+def _unpacked_size(file: Path) -> int:
+    """Bytes that a compressed file holds, -1 where it is cut."""
+    size = 0
+    try:
+        with gzip.open(file) as stream:
+            while block := stream.read(1 << 20):
+                size += len(block)
+    except (EOFError, OSError, zlib.error):
+        return -1
+    return size
 
 
 def _entry(

@@ -50,8 +50,17 @@ def detect(path: Path) -> Source:
     """Tells which kind of source this is.
 
     Raises:
-        UserError: none that is known, or there is nothing.
+        UserError: none that is known, there is nothing, or it cannot be read.
     """
+    try:
+        return _detect(path)
+    except OSError as error:
+        raise UserError(
+            f"The source {path} cannot be read: {error.strerror}. Make it readable for this user."
+        ) from error
+
+
+def _detect(path: Path) -> Source:
     if not path.exists():
         raise UserError(
             f"The source {path} does not exist. Name a folder, a manifest or TFRecords."
@@ -71,7 +80,7 @@ def detect(path: Path) -> Source:
         return Source(kind=MANIFEST, path=manifest)
     if record_files(path):
         return Source(kind=TFRECORDS, path=path)
-    folders = [child.name for child in _children(path) if child.is_dir() and not _is_litter(child)]
+    folders = [child.name for child in _children(path) if _is_dir(child) and not _is_litter(child)]
     if not folders:
         raise UserError(
             f"The folder {path} holds no folder: expected one per class with its images, the same "
@@ -94,7 +103,7 @@ def entries(source: Source) -> Iterator[Entry]:
         yield from _class_folders(source.path, source.path, None)
     else:
         for child in _children(source.path):
-            if child.is_dir() and not _is_litter(child):
+            if _is_dir(child) and not _is_litter(child):
                 split = split_named(child.name)
                 yield from _class_folders(Path(child.path), source.path, split)
             else:
@@ -110,20 +119,20 @@ def record_files(path: Path) -> list[tuple[Path, str | None]]:
         return [(path, None)]
     found: list[tuple[Path, str | None]] = []
     for child in _children(path):
-        if child.is_file() and _RECORDS.search(child.name.lower()):
+        if _RECORDS.search(child.name.lower()) and Path(child.path).is_file():
             found.append((Path(child.path), None))
-        elif child.is_dir() and (split := split_named(child.name)):
+        elif _is_dir(child) and (split := split_named(child.name)):
             found += [
                 (Path(inner.path), split)
                 for inner in _children(Path(child.path))
-                if inner.is_file() and _RECORDS.search(inner.name.lower())
+                if _RECORDS.search(inner.name.lower()) and Path(inner.path).is_file()
             ]
     return sorted(found)
 
 
 def _class_folders(folder: Path, root: Path, split: str | None) -> Iterator[Entry]:
     for child in _children(folder):
-        if not child.is_dir():
+        if not _is_dir(child):
             yield _loose(child, root)
         elif _is_litter(child):
             yield ignored(Path(child.path), root)
@@ -143,7 +152,7 @@ def _images(
         path = Path(child.path)
         if _is_litter(child):
             yield ignored(path, root)
-        elif child.is_dir():
+        elif _is_dir(child):
             yield from _images(path, root, label, split, above | {identity})
         else:
             name = class_named(label)
@@ -172,9 +181,16 @@ def _loose(child: os.DirEntry[str], root: Path) -> Entry:
 def _is_litter(child: os.DirEntry[str]) -> bool:
     """Whether operating systems and editors leave this in folders."""
     name = child.name.lower()
-    if child.is_dir():
+    if _is_dir(child):
         return name.startswith(".") or name in ("__macosx", "@eadir")
     return name in _LITTER or name.startswith("._")
+
+
+def _is_dir(child: os.DirEntry[str]) -> bool:
+    try:
+        return child.is_dir()
+    except OSError:  # A link in a ring: no folder, and no file that can be read.
+        return False
 
 
 def _children(folder: Path) -> Iterator[os.DirEntry[str]]:

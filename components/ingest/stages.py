@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import os
 import re
 import threading
@@ -31,7 +32,9 @@ from graftline.serving.image_check import Limits, UnusableImage, check_size
 
 _CHUNK = 256
 _REPORT_EVERY = 1.0  # seconds
-_USER_ERROR = re.compile(r"UserError: (.*?) \[while running", re.DOTALL)
+# Of a chain of tracebacks the last one counts.
+_USER_ERROR = re.compile(r".*UserError: (.*?) \[while running", re.DOTALL)
+_TABLE_FULL = "database or disk is full"
 _SYSTEM_ERROR = re.compile(r"\[Errno (\d+)\] [^\n:]*(?:: '([^'\n]*)')?")
 
 Given = TypeVar("Given")
@@ -58,6 +61,8 @@ def run_stage(elements: Sequence[Any], step: beam.DoFn, options: Sequence[str]) 
         text = str(error)
         if told := _USER_ERROR.search(text):
             raise UserError(told[1]) from error
+        if _TABLE_FULL in text:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         if found := _SYSTEM_ERROR.search(text):
             number = int(found[1])
             raise OSError(number, os.strerror(number), found[2]) from error

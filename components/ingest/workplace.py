@@ -11,6 +11,7 @@ import datetime
 import errno
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,7 +80,7 @@ class Workplace:
             aside = span_folder(self._quarantines, number, version)
             aside.parent.mkdir(parents=True, exist_ok=True)
             if aside.exists():
-                aside.rename(_free_name(aside))
+                aside.rename(free_name(aside, ".earlier"))
             self.quarantine.rename(aside)
             sync(aside.parent)
         _sync_tree(self.version)
@@ -101,8 +102,12 @@ def workplace(spans: Path, quarantine: Path, source: Path) -> Iterator[Workplace
     Raises:
         UserError: another drop is under way, the disk is full, or a folder cannot be written.
     """
+    if spans.resolve() == quarantine.resolve():
+        raise UserError(
+            f"paths.spans and paths.quarantine are the same folder, {spans}. Set one to another."
+        )
     place = Workplace(spans, quarantine)
-    with _explained(spans):
+    with _explained(spans, place.table()):
         (spans / WORK).mkdir(parents=True, exist_ok=True)
         with _held(spans / WORK, source):
             place.clear()
@@ -139,16 +144,13 @@ def _who(holder: Path) -> str:
 
 
 @contextlib.contextmanager
-def _explained(spans: Path) -> Iterator[None]:
+def _explained(spans: Path, table: Path) -> Iterator[None]:
     """Says what a person can do about a disk that is full or a folder that is not writable."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"The disk of {spans} is full. Nothing was taken in and nothing is left behind: "
-                "make room, about twice the size of the source, and drop again."
-            ) from error
+            raise _full(spans) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise UserError(
                 f"{error.filename or spans} cannot be written: {error.strerror}. Nothing was taken "
@@ -156,6 +158,31 @@ def _explained(spans: Path) -> Iterator[None]:
                 "paths.quarantine to others."
             ) from error
         raise
+    except sqlite3.DatabaseError as error:
+        # SQLite has words of its own for what befalls a disk.
+        text = str(error)
+        if "disk is full" in text:
+            raise _full(spans) from error
+        if "malformed" in text or "not a database" in text:
+            table.unlink(missing_ok=True)
+            raise UserError(
+                f"The table of all images, {table}, was damaged ({text}) and is removed. Nothing "
+                "was taken in. Drop again: the table is made anew from the spans."
+            ) from error
+        if "readonly" in text or "unable to open" in text:
+            raise UserError(
+                f"The table of all images, {table}, cannot be written ({text}). Nothing was taken "
+                "in. Make it and its folder writable for this user, or remove it: it is made anew "
+                "from the spans."
+            ) from error
+        raise
+
+
+def _full(spans: Path) -> UserError:
+    return UserError(
+        f"The disk of {spans} is full. Nothing was taken in and nothing is left behind: make room, "
+        "about twice the size of the source, and drop again."
+    )
 
 
 def _sync_tree(folder: Path) -> None:
@@ -165,8 +192,9 @@ def _sync_tree(folder: Path) -> None:
         sync(Path(parent))
 
 
-def _free_name(path: Path) -> Path:
+def free_name(path: Path, suffix: str = "") -> Path:
+    """A path beside this one, after it and numbered, where nothing is yet."""
     number = 1
-    while (free := path.with_name(f"{path.name}.earlier-{number}")).exists():
+    while (free := path.with_name(f"{path.name}{suffix}-{number}")).exists():
         number += 1
     return free
