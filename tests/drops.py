@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 
 from graftline.components.ingest.config import DropConfig
 from graftline.components.ingest.entries import Entry
-from graftline.components.ingest.spans import SPLITS, Span
+from graftline.components.ingest.spans import SPLITS, Span, list_spans
 from graftline.pipeline.config import BeamConfig
 
 CLASSES = ("daisy", "rose")
@@ -115,3 +116,23 @@ def manifest(path: Path, rows: Iterable[dict[str, object]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
     return path
+
+
+def assert_nothing_or_whole(project: Path) -> bool:
+    """Whether there is a span; if so, that it is whole."""
+    spans = list_spans(project / "spans")
+    for span in spans:
+        for name, digest in span.summary.shards.items():
+            assert hashlib.sha256((span.path / name).read_bytes()).hexdigest() == digest
+        assert (project / "quarantine" / "span-1" / "version-1" / "quarantine.jsonl").is_file()
+    names = {path.name for path in (project / "spans").glob("span-*")}
+    assert names == {f"span-{span.number}" for span in spans}
+    return bool(spans)
+
+
+def assert_nothing_left(project: Path) -> None:
+    """There is no span, and nothing of one but the lock and the table of all images."""
+    assert not assert_nothing_or_whole(project)
+    left = {path.name for path in (project / "spans" / ".graftline").glob("*")}
+    assert left <= {"drop.lock", "drop.holder", "fingerprints.sqlite"}
+    assert not list((project / "quarantine").rglob("*"))

@@ -24,7 +24,6 @@ from graftline.components.ingest.examine import in_words
 from graftline.components.ingest.labels import class_named, split_named
 from graftline.components.ingest.sources import Source
 
-
 _GZIP = b"\x1f\x8b"
 # Around every record: its length, and a checksum of each.
 _FRAME_BYTES = 8 + 4 + 4

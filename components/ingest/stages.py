@@ -50,7 +50,8 @@ def run_stage(elements: Sequence[Any], step: beam.DoFn, options: Sequence[str]) 
         options: of the Beam runner.
 
     Raises:
-        UserError, OSError: those that the step raised; a runner passes on their text only.
+        UserError, OSError, KeyboardInterrupt: those that the step raised, of which a runner may
+            pass on the text only.
     """
     try:
         with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
@@ -59,6 +60,8 @@ def run_stage(elements: Sequence[Any], step: beam.DoFn, options: Sequence[str]) 
         raise UserError(str(error).split(" [while running")[0]) from error
     except RuntimeError as error:
         text = str(error)
+        if "KeyboardInterrupt" in text:
+            raise KeyboardInterrupt from error
         if told := _USER_ERROR.search(text):
             raise UserError(told[1]) from error
         if _TABLE_FULL in text:

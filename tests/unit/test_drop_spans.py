@@ -205,37 +205,40 @@ def test_something_in_the_place_of_a_span_is_found_before_the_work(tmp_path):
         take_in(folders(tmp_path / "source", 1), tmp_path)
 
 
-def test_the_table_of_all_images_is_made_anew_when_it_is_lost_or_damaged(tmp_path):
-    source = folders(tmp_path / "source", 1)
-    take_in(source, tmp_path)
-    table = tmp_path / "spans" / ".graftline" / "fingerprints.sqlite"
-    table.write_bytes(b"no table")
+@pytest.mark.parametrize("damage", ["lost", "no table", "damaged within"])
+def test_the_table_of_all_images_is_made_anew(taken, damage):
+    project, source = taken
+    table = project / "spans" / ".graftline" / "fingerprints.sqlite"
+    if damage == "lost":
+        table.unlink()
+    elif damage == "no table":
+        table.write_bytes(b"no table")
+    else:
+        with pytest.raises(UserError, match="All 2 images"):
+            take_in(source, project)
+        table.write_bytes(table.read_bytes()[:4096] + os.urandom(table.stat().st_size - 4096))
+        with pytest.raises(UserError, match=r"was damaged .*Drop again"):
+            take_in(source, project)
     with pytest.raises(UserError, match="All 2 images of this drop are in a span already"):
-        take_in(source, tmp_path)
-    table.unlink()
-    with pytest.raises(UserError, match="All 2 images of this drop are in a span already"):
-        take_in(source, tmp_path)
+        take_in(source, project)
 
 
-def test_damage_within_the_table_of_all_images_is_told_and_mended_by_the_next_drop(tmp_path):
-    source = folders(tmp_path / "source", 1)
-    take_in(source, tmp_path)
-    table = tmp_path / "spans" / ".graftline" / "fingerprints.sqlite"
-    table.write_bytes(table.read_bytes()[:4096] + os.urandom(table.stat().st_size - 4096))
-    with pytest.raises(UserError, match=r"was damaged .*Drop again"):
-        take_in(source, tmp_path)
-    with pytest.raises(UserError, match="All 2 images of this drop are in a span already"):
-        take_in(source, tmp_path)
+@pytest.fixture(scope="module")
+def taken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A project with one span, and the source that it came from."""
+    project = tmp_path_factory.mktemp("taken")
+    source = folders(project / "source", 1)
+    take_in(source, project)
+    return project, source
 
 
-@pytest.mark.parametrize("damage", [b"", b"no table"])
-def test_a_span_changed_by_another_hand_is_named(tmp_path, damage):
+def test_a_span_changed_by_another_hand_is_named(tmp_path):
     span = take_in(folders(tmp_path / "source", 1), tmp_path)
-    (span.path / "images.parquet").unlink()
-    if damage:
-        (span.path / "images.parquet").write_bytes(damage)
+    images_file = span.path / "images.parquet"
     (span.path / "drop.json").write_bytes(b"{")
-    with pytest.raises(UserError, match=r"images\.parquet cannot be read"):
-        take_in(folders(tmp_path / "more", 1, first=50), tmp_path)
+    for damage in (lambda: images_file.write_bytes(b"no table"), images_file.unlink):
+        damage()
+        with pytest.raises(UserError, match=r"images\.parquet cannot be read"):
+            take_in(folders(tmp_path / "more", 1, first=50), tmp_path)
     with pytest.raises(UserError, match=r"drop\.json cannot be read"):
         _ = span.summary
