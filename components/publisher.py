@@ -142,14 +142,16 @@ def _describe(
 
 
 def _model_id(inputs: dict[str, types.Artifact], saved_model: Path) -> str:
-    """Identifies one trained model.
+    """Identifies one trained model; a publisher that died and is run again finds the same.
 
-    The address alone is the same in the containers of two projects, the content alone in two
-    trainings that happen to agree; a publisher that died and is run again has both.
+    The address alone is the same in the containers of two projects, and the content alone in two
+    trainings that happen to agree. Both are the same where a lost metadata store counts from 1
+    again: then the time at which the model was recorded differs.
     """
     model = inputs.get(standard_component_specs.MODEL_KEY) or inputs["infra_blessing"]
+    recorded = model.mlmd_artifact.create_time_since_epoch
     content = manifest.digest(manifest.hash_files(saved_model))
-    return hashlib.sha256(f"{model.uri}\n{content}".encode()).hexdigest()
+    return hashlib.sha256(f"{model.uri}\n{recorded}\n{content}".encode()).hexdigest()
 
 
 def _verdict(blessing: types.Artifact | None) -> Verdict:

@@ -125,6 +125,14 @@ def test_the_same_content_of_another_training_is_another_version(node):
     assert node.base_path.in_service() == 2
 
 
+def test_the_same_content_at_the_same_address_trained_later_is_another_version(node):
+    node.model.mlmd_artifact.create_time_since_epoch = 1_000
+    node.run()
+    node.model.mlmd_artifact.create_time_since_epoch = 2_000
+    node.run()
+    assert node.base_path.in_service() == 2
+
+
 def test_two_projects_with_the_same_addresses_do_not_collide_on_one_base_path(node):
     node.run()
     node.train(b"weights of the other project's container")
