@@ -22,7 +22,7 @@ THUMBNAIL = 24
 _HASH_BITS = 64
 _BLOCKS = 6
 # Largest difference in any place, as a share of the contrast.
-_MOST_DIFFERENCE = 0.2
+MOST_DIFFERENCE = 0.2
 # With less contrast, in levels of luma, an image is a blank: all blanks look alike.
 _LEAST_CONTRAST = 4.0
 
@@ -60,10 +60,24 @@ def alike(thumbnail: bytes, others: Sequence[bytes]) -> npt.NDArray[np.bool_]:
     Returns:
         bool (N,).
     """
+    return differences(thumbnail, others) <= MOST_DIFFERENCE
+
+
+def differences(thumbnail: bytes, others: Sequence[bytes]) -> npt.NDArray[np.float32]:
+    """How much an image differs from others where it differs most, as a share of the contrast.
+
+    Args:
+        thumbnail: as in `alike`.
+        others: N of the same.
+
+    Returns:
+        float32 (N,); infinite for those without structure.
+    """
     one, many = _pixels([thumbnail]), _pixels(others)
     contrast = np.minimum(_contrast(one), _contrast(many))
     difference = np.abs(many - one).max(axis=1)
-    return (difference <= _MOST_DIFFERENCE * contrast) & (contrast >= _LEAST_CONTRAST)
+    blank = contrast < _LEAST_CONTRAST
+    return np.where(blank, np.inf, difference / np.maximum(contrast, _LEAST_CONTRAST))
 
 
 def _pixels(thumbnails: Sequence[bytes]) -> npt.NDArray[np.float32]:

@@ -120,21 +120,22 @@ def _as_data(span: Span, trained: str | None) -> dict[str, object]:
 
 def _print_summary(span: Span, summary: Summary, project: Project) -> None:
     from rich.console import Console as Screen
+    from rich.markup import escape
     from rich.table import Table
 
     screen = Screen()
     split = summary.per_split
-    screen.print(
+    click.echo(
         f"Span {span.number} version {span.version}: {summary.images} images taken in, "
-        f"{split['train']} to train, {split['eval']} to stop by, {split['test']} to test with.",
-        highlight=False,
+        f"{split['train']} to train, {split['eval']} to stop by, {split['test']} to test with."
     )
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("class")
     for name in split:
         table.add_column(name, justify="right")
     for label in summary.per_class:
-        table.add_row(label, *(str(summary.counts.get(name, {}).get(label, 0)) for name in split))
+        counts = (str(summary.counts.get(name, {}).get(label, 0)) for name in split)
+        table.add_row(escape(label), *counts)
     screen.print(table)
     if summary.quarantined:
         folder = project.quarantine / f"span-{span.number}" / f"version-{span.version}"

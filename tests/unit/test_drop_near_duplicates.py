@@ -49,6 +49,15 @@ def test_a_small_mark_on_the_same_ground_makes_another_image():
     assert not are_near(look(ORIGINAL), look(Image.fromarray(pixels)))
 
 
+def test_a_board_with_a_defect_is_hardly_ever_taken_for_a_copy_of_one_without(shared_data):
+    folder = shared_data / "pcb_defects_mit" / "pairs_full"
+    sides = [sorted((folder / side).iterdir()) for side in ("ok", "defect")]
+    boards = [
+        [examine(path.read_bytes(), LIMITS, PixelBudget(1 << 20)) for path in s] for s in sides
+    ]
+    assert sum(are_near(*pair) for pair in zip(*boards, strict=True)) <= len(sides[0]) // 20
+
+
 def test_mirrored_and_brightened_images_are_others():
     mirrored = ORIGINAL.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     assert not are_near(look(ORIGINAL), look(mirrored))

@@ -1,0 +1,55 @@
+"""`graftline drop` and `graftline drops`: what they print, for people and as JSON."""
+
+import json
+from pathlib import Path
+
+import pytest
+from drops import folders
+
+from graftline.pipeline import console
+from graftline.pipeline.cli.main import main
+
+
+def graftline(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return int(ended.value.code or 0)
+
+
+def test_a_drop_tells_what_became_of_the_images_and_drops_lists_it(tmp_path, capsys, monkeypatch):
+    # A process runs one command; this one goes on to other tests.
+    monkeypatch.setattr(console, "_latest_log", None)
+    # Square brackets are markup to the library that prints the table.
+    source = folders(tmp_path / "images", 10, classes=["[red] rose", "sun flower"])
+    (source / "sun flower" / "broken.png").write_bytes(b"no image")
+    project = tmp_path / "p"
+    graftline("init", project, "--images", source)
+    capsys.readouterr()
+
+    assert graftline("drop", source, "--project", project) == 0
+
+    said = capsys.readouterr().out
+    assert "Span 1 version 1: 20 images taken in, " in said.splitlines()[0]
+    assert said.splitlines()[0].endswith("to test with.")
+    assert "[red] rose" in said
+    assert "not-an-image" in said
+    assert str(project / "quarantine" / "span-1" / "version-1" / "quarantine.jsonl") in said
+    assert said.splitlines()[-1] == "Next: graftline run --span 1"
+
+    assert graftline("drops", "--project", project) == 0
+    assert "images per class: [red] rose 10, sun flower 10" in capsys.readouterr().out
+    assert graftline("drops", "--project", project, "--json") == 0
+    [span] = json.loads(capsys.readouterr().out)
+    assert (span["span"], span["version"], span["images"]) == (1, 1, 20)
+    assert span["quarantined"] == {"not-an-image": 1}
+    assert span["trained"] is None
+    assert Path(span["path"]).is_dir()
+
+
+def test_a_source_that_is_none_is_refused_before_anything_is_loaded(tmp_path, capsys):
+    project = tmp_path / "p"
+    graftline("init", project, "--images", folders(tmp_path / "images", 1))
+    capsys.readouterr()
+    assert graftline("drop", tmp_path / "nowhere", "--project", project) == 2
+    assert "does not exist" in capsys.readouterr().err
+    assert not (project / "spans").exists()
