@@ -109,6 +109,7 @@ def test_a_record_without_the_mapped_feature_is_told_with_what_it_has(tmp_path):
         (example(image=b"1", label=""), "unusable-label"),
         (example(image=b"1", label="rose", part="holdout"), "unusable-split"),
     ],
+    ids=["no example", "a number for an image", "no text", "no label", "no split"],
 )
 def test_a_record_that_cannot_be_used_costs_itself_only(tmp_path, record, reason):
     part = {"split": "part"} if reason == "unusable-split" else {}
