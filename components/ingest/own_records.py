@@ -39,7 +39,7 @@ def entries(source: Source, features: FeaturesConfig, unpacked: Path) -> Iterato
     Args:
         source: of kind TFRECORDS.
         features: which features to take.
-        unpacked: the working file, to be made; entries are parts of it.
+        unpacked: the working file, to be made; entries are parts of it, there when they are told.
     """
     with unpacked.open("wb") as stream:
         for file, split in sources.record_files(source.path):
@@ -47,7 +47,9 @@ def entries(source: Source, features: FeaturesConfig, unpacked: Path) -> Iterato
             position = -1
             try:
                 for position, serialized in enumerate(_records(file)):
-                    yield _entry(serialized, f"{name}[{position}]", split, features, stream)
+                    entry = _entry(serialized, f"{name}[{position}]", split, features, stream)
+                    stream.flush()
+                    yield entry
             except (tf.errors.DataLossError, tf.errors.OutOfRangeError) as error:
                 detail = f"{in_words(error)}, after {position + 1} records that were read"
                 yield Entry(path=file, name=name, label=None).refuse("damaged-tfrecord", detail)

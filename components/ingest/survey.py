@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import os
 import statistics
 import tempfile
 from collections.abc import Iterator
@@ -59,18 +60,19 @@ def survey(source: Path) -> Survey:
     counts: collections.Counter[str] = collections.Counter()
     headers: list[Header] = []
     watch = CaseWatch()
-    with tempfile.TemporaryDirectory(prefix="graftline-survey-") as folder:
-        for entry in _entries(found, config, Path(folder) / "unpacked"):
-            if entry.label is None or entry.reason:
-                continue
-            watch.check(entry.label, entry.name)
-            counts[entry.label] += 1
-            if counts[entry.label] <= _SAMPLE:
-                headers += _header(entry, limits)
+    refused = ""
+    for entry in _entries(found, config):
+        if entry.label is None or entry.reason:
+            refused = refused or (f" {entry.name}: {entry.detail}." if entry.detail else "")
+            continue
+        watch.check(entry.label, entry.name)
+        counts[entry.label] += 1
+        if counts[entry.label] <= _SAMPLE:
+            headers += _header(entry, limits)
     if not headers:
         raise UserError(
             f"The source {source} holds no image that can be read, with a class. Expected one "
-            "folder per class with its images, a manifest, or TFRecords."
+            f"folder per class with its images, a manifest, or TFRecords.{refused}"
         )
     if len(counts) < 2:
         raise UserError(
@@ -87,13 +89,19 @@ def survey(source: Path) -> Survey:
     )
 
 
-def _entries(source: Source, config: DropConfig, unpacked: Path) -> Iterator[Entry]:
+def _entries(source: Source, config: DropConfig) -> Iterator[Entry]:
     if source.kind != sources.TFRECORDS:
-        return sources.entries(source)
+        yield from sources.entries(source)
+        return
     # TensorFlow, which the other kinds do without.
     from graftline.components.ingest import own_records
 
-    return own_records.entries(source, config.features, unpacked)
+    with tempfile.TemporaryDirectory(prefix="graftline-survey-") as folder:
+        unpacked = Path(folder) / "unpacked"
+        for entry in own_records.entries(source, config.features, unpacked):
+            yield entry
+            # Of what was looked at only a hole stays: records may be larger than this disk.
+            os.truncate(unpacked, 0)
 
 
 def _header(entry: Entry, limits: Limits) -> list[Header]:

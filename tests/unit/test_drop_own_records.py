@@ -12,6 +12,8 @@ from drops import examples, picture, quarantine_list, take_in
 from graftline.components.ingest import own_records, sources
 from graftline.components.ingest.config import FeaturesConfig
 from graftline.components.ingest.entries import Entry
+from graftline.components.ingest.survey import survey
+from graftline.serving.errors import UserError
 
 
 def example(**features: object) -> bytes:
@@ -190,3 +192,18 @@ def test_images_of_records_become_a_span_and_the_damaged_file_is_kept(tmp_path):
     assert row["reason"] == "damaged-tfrecord"
     kept = tmp_path / "quarantine" / "span-1" / "version-1" / row["kept"]
     assert kept.read_bytes() == path.read_bytes()
+
+
+def test_a_survey_reads_records_without_keeping_them(tmp_path):
+    encoded = [picture(tmp_path / f"{n}.png", n).read_bytes() for n in range(6)]
+    records = [example(image=data, label=f"c{n % 2}") for n, data in enumerate(encoded)]
+    found = survey(write(tmp_path / "x.tfrecord", records))
+    assert found.classes == {"c0": 3, "c1": 3}
+    assert found.formats == {"PNG": 6}
+    assert (found.median_width, found.median_height) == (24, 24)
+
+
+def test_a_survey_of_records_without_the_usual_features_says_what_they_have(tmp_path):
+    path = write(tmp_path / "x.tfrecord", [example(picture=b"1", label="rose")])
+    with pytest.raises(UserError, match=r"x.tfrecord\[0\]: no feature `image`; it has: label, pic"):
+        survey(path)
