@@ -38,7 +38,7 @@ class Console:
         """Takes where things go.
 
         Args:
-            log: the file that receives all output, appended.
+            log: the file that receives all output, appended; os.devnull for none.
             quiet: show nothing (the command prints JSON at its end).
         """
         self._log = log
@@ -47,18 +47,17 @@ class Console:
         self._open_line = False
 
     def __enter__(self) -> Console:
-        global _latest_log
-        _latest_log = self._log
         sys.stdout.flush()
         sys.stderr.flush()
         self._saved = [os.dup(1), os.dup(2)]
         self._screen = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
         self._terminal = self._screen.isatty()
-        file = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        os.close(file)
-        self._handler = logging.StreamHandler(sys.stderr)
+        self._file = self._log.open("a", buffering=1, encoding="utf-8")
+        for number in (1, 2):
+            os.dup2(self._file.fileno(), number)
+        global _latest_log
+        _latest_log = self._log if self._log.is_file() else None
+        self._handler = logging.StreamHandler(self._file)
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
         own = logging.getLogger("graftline")
         own.addHandler(self._handler)
@@ -82,6 +81,7 @@ class Console:
             os.dup2(saved, number)
             os.close(saved)
         self._screen.close()
+        self._file.close()
 
     def line(self, text: str) -> None:
         """Shows one lasting line."""
@@ -95,7 +95,7 @@ class Console:
         import rich.console
 
         self._clear()
-        rich.console.Console(file=sys.stderr, width=120).print(table)
+        rich.console.Console(file=self._file, width=120).print(table)
         if not self._quiet:
             rich.console.Console(file=self._screen).print(table)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -14,6 +13,7 @@ import msgspec
 
 from graftline.components.ingest.config import DropConfig
 from graftline.pipeline.cli.project_command import project_command
+from graftline.pipeline.console import Console
 from graftline.pipeline.project import Project
 from graftline.serving.base_path import BasePath
 
@@ -39,7 +39,10 @@ def predict(
 ) -> None:
     """Classify images with the version in service."""
     folder = BasePath(project.base_path).folder(version)
-    answers = list(_classify(folder, images, project.config.drop, top))
+    # What TensorFlow and Google's libraries say on the way would drown the answer.
+    with Console(Path(os.devnull), quiet=as_json) as console:
+        console.progress(f"loading TensorFlow and version {int(folder.name)}")
+        answers = list(_classify(folder, images, project.config.drop, top))
     failed = [answer for answer in answers if answer.error]
     if as_json:
         print(msgspec.json.encode({"version": int(folder.name), "images": answers}).decode())
@@ -54,9 +57,6 @@ def predict(
 
 
 def _classify(folder: Path, images: Sequence[Path], drop: DropConfig, top: int) -> Iterator[Answer]:
-    # What TensorFlow and Google's libraries say on stderr would drown the answer.
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    warnings.filterwarnings("ignore", category=FutureWarning, module="google")
     from graftline.serving.predictor import Predictor
 
     predictor = Predictor(folder)

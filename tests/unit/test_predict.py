@@ -74,7 +74,7 @@ def test_a_model_that_cannot_be_loaded_is_said(tmp_path, content):
 
 
 @pytest.fixture
-def graftline(tmp_path: Path, saved_model: Path, capsys: pytest.CaptureFixture[str]):
+def graftline(tmp_path: Path, saved_model: Path, capfd: pytest.CaptureFixture[str]):
     """A project with version 1 in service and version 2 withdrawn."""
     (tmp_path / "graftline.yaml").write_text("model:\n  name: colours\n")
     base_path = BasePath(tmp_path / "serving" / "colours")
@@ -87,7 +87,7 @@ def graftline(tmp_path: Path, saved_model: Path, capsys: pytest.CaptureFixture[s
     def call(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as end:
             main(["predict", *arguments, "--project", str(tmp_path)])
-        return end.value.code, *capsys.readouterr()
+        return end.value.code, *capfd.readouterr()
 
     return call
 
