@@ -45,9 +45,11 @@ def measured(command: list[str], log: Path) -> tuple[float, float, str]:
     Raises:
         SystemExit: the command failed.
     """
+    # Graftline sets this for itself on import; the script runs on the Keras that it asks for.
+    environment = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
     started = time.monotonic()
     with log.open("ab") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment)
         assert process.stdout is not None
         output = process.stdout.read().decode()
         _, status, usage = os.wait4(process.pid, 0)
