@@ -113,7 +113,7 @@ def main() -> None:
         print(f"mean {statistics.mean(both):.4f}  standard deviation {spread:.4f}", flush=True)
         before = results[-2]["published"]
         graftline(project, "rollback")
-        some = [str(path) for path in sorted(images.rglob("*.jpg"))[:3]]
+        some = [str(path) for path in sorted(images.rglob("*")) if path.is_file()][:3]
         answers = json.loads(graftline(project, "predict", "--json", *some))
         print(f"back to version {before}; it predicts: {json.dumps(answers)[:300]}")
     if options.json:
