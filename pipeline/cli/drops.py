@@ -93,18 +93,23 @@ def drops(project: Project, as_json: bool) -> None:
 
 
 def _trained(project: Project) -> dict[tuple[int, int], str]:
-    """What became of each span, by the newest run on it."""
+    """What became of each span: the newest run that trained on it, or that refused it.
+
+    A run that failed, was interrupted or is under way says nothing of a span yet.
+    """
     found: dict[tuple[int, int], str] = {}
     for record in run_record.records(project.runs):
-        told = record.state
+        for entry in record.refused_spans:
+            told = f"{record.run_id}, refused by the data gate"
+            found.setdefault((entry.span, entry.version), told)
         if record.state == run_record.PUBLISHED:
             told = f"{record.run_id}, version {record.published_version}"
-        elif record.state == run_record.REFUSED:
-            told = f"{record.run_id}, refused by the {record.refused_by} gate"
+        elif record.state == run_record.REFUSED and record.refused_by == "model":
+            told = f"{record.run_id}, refused by the model gate"
+        else:
+            continue
         for entry in (record.target, *record.window):
             found.setdefault((entry.span, entry.version), told)
-        for entry in record.refused_spans:
-            found[entry.span, entry.version] = f"{record.run_id}, refused by the data gate"
     return found
 
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import click
+import msgspec
 
 from graftline.pipeline.config import FILE_NAME, ModelConfig
 from graftline.serving.errors import UserError
@@ -46,6 +47,14 @@ def init(directory: Path, images: Path, name: str | None, as_json: bool) -> None
             f"{directory} is a project already: {FILE_NAME} is there and is not overwritten. "
             "Edit it, or choose another folder."
         )
+    schema_file = directory / Config().paths.schema
+    if schema_file.exists():
+        raise UserError(
+            f"{schema_file} is there already and is not overwritten: move it away, or choose "
+            "another folder."
+        )
+    if name is not None:
+        _check_name(name)
     found = survey(images)
     defaults = Config()
     shorter = min(found.median_width, found.median_height)
@@ -58,9 +67,10 @@ def init(directory: Path, images: Path, name: str | None, as_json: bool) -> None
     )
     classes = sorted(found.classes)
     try:
-        schema_file = directory / config.paths.schema
         curated.write(curated.build(classes), schema_file)
-        (directory / ".gitignore").write_text(_IGNORED, encoding="utf-8")
+        ignored = directory / ".gitignore"
+        if not ignored.exists():
+            ignored.write_text(_IGNORED, encoding="utf-8")
         write_config(config, config_file)
     except OSError as error:
         raise UserError(
@@ -88,6 +98,13 @@ def init(directory: Path, images: Path, name: str | None, as_json: bool) -> None
     click.echo(f"Review the configuration {config_file} and the schema {schema_file}.")
     here = "" if directory.resolve() == Path.cwd() else f" --project {directory}"
     click.echo(f"Next: graftline drop {images}{here}")
+
+
+def _check_name(name: str) -> None:
+    try:
+        msgspec.convert({"name": name}, ModelConfig)
+    except msgspec.ValidationError as error:
+        raise UserError(f"The model cannot be called {name!r}: {error}.") from error
 
 
 def _model_name(directory: Path) -> str:

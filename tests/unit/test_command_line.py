@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from graftline.pipeline.cli.drops import _trained
 from graftline.pipeline.cli.main import main
-from graftline.pipeline.config import load_config
+from graftline.pipeline.config import Config, load_config
+from graftline.pipeline.plan import SpanVersion
+from graftline.pipeline.project import Project
+from graftline.pipeline.run_record import RunRecord
 from graftline.schemas import curated
 
 
@@ -44,6 +48,45 @@ def test_init_chooses_no_larger_size_than_backbones_are_made_for(tmp_path):
     source = images(tmp_path / "images", "a", "b", size=(700, 500), count=1)
     graftline("init", tmp_path / "p", "--images", source)
     assert load_config(tmp_path / "p" / "graftline.yaml").image.size == 224
+
+
+def test_init_keeps_the_files_of_a_folder_that_is_in_use(tmp_path):
+    source = images(tmp_path / "images", "a", "b")
+    project = tmp_path / "p"
+    project.mkdir()
+    (project / ".gitignore").write_text("mine")
+
+    assert graftline("init", project, "--images", source) == 0
+
+    assert (project / ".gitignore").read_text() == "mine"
+    (project / "graftline.yaml").unlink()
+    (project / "schema" / "schema.pbtxt").write_text("reviewed")
+    assert graftline("init", project, "--images", source) == 2
+    assert (project / "schema" / "schema.pbtxt").read_text() == "reviewed"
+
+
+def test_init_refuses_a_name_that_no_model_may_have_before_anything_is_written(tmp_path, capsys):
+    source = images(tmp_path / "images", "a", "b")
+    assert graftline("init", tmp_path / "p", "--images", source, "--name", "my flowers") == 2
+    assert "my flowers" in capsys.readouterr().err
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_span_refused_and_let_through_later_is_listed_by_the_later_run(tmp_path):
+    runs = tmp_path / "runs"
+    span = (SpanVersion(1, 1),)
+    for number, fields in enumerate(
+        (
+            {"state": "refused", "refused_by": "data", "refused_spans": span},
+            {"state": "published", "published_version": 1, "window": span},
+            {"state": "failed", "window": span},
+        ),
+        start=1,
+    ):
+        (runs / f"run-000{number}").mkdir(parents=True)
+        RunRecord(run_id=f"run-000{number}", span=1, version=1, **fields).write(runs)
+
+    assert _trained(Project(tmp_path, Config())) == {(1, 1): "run-0002, version 1"}
 
 
 def test_init_does_not_touch_a_project_that_is_there(tmp_path, capsys):
