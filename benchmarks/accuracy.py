@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from graftline.components.verdict import Verdict
-from graftline.pipeline.run_record import records
+from graftline.pipeline.run_record import RunRecord, records
 
 
 def graftline(project: Path, *arguments: str) -> str:
@@ -52,8 +52,8 @@ def divide(images: Path, parts: Sequence[Path]) -> None:
         target.symlink_to(path)
 
 
-def result(project: Path, seed: int) -> dict[str, Any]:
-    """What the last run found."""
+def last_run(project: Path) -> tuple[RunRecord, float]:
+    """The newest run of a project, and the accuracy that the model gate found."""
     record = next(records(project / "runs"))
     verdict = Verdict.read(project / "runs" / record.run_id / "model_gate.json")
     accuracy = next(
@@ -61,6 +61,12 @@ def result(project: Path, seed: int) -> dict[str, Any]:
         for check in verdict.checks
         if check.metric == "accuracy" and check.slice == "overall" and check.candidate is not None
     )
+    return record, accuracy
+
+
+def result(project: Path, seed: int) -> dict[str, Any]:
+    """What the last run found."""
+    record, accuracy = last_run(project)
     spans = json.loads(graftline(project, "drops", "--json"))
     trained = {entry.span for entry in record.window}
     return {

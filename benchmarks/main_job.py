@@ -25,9 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-
-from graftline.components.verdict import Verdict
-from graftline.pipeline.run_record import records
+from accuracy import last_run
 
 # What image_dataset_from_directory holds out, asked of Keras itself in a process of its own.
 _HELD_OUT = """
@@ -97,13 +95,7 @@ def run_graftline(
         ],
         log,
     )
-    record = next(records(project / "runs"))
-    verdict = Verdict.read(project / "runs" / record.run_id / "model_gate.json")
-    accuracy = next(
-        check.candidate
-        for check in verdict.checks
-        if check.metric == "accuracy" and check.slice == "overall" and check.candidate is not None
-    )
+    record, accuracy = last_run(project)
     return {
         "contender": "graftline",
         "seed": seed,

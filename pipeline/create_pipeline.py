@@ -48,6 +48,7 @@ from graftline.pipeline.code_digest import code_digest, code_revision, file_dige
 from graftline.pipeline.config import to_tree
 from graftline.pipeline.evaluation import eval_config
 from graftline.pipeline.plan import Plan
+from graftline.pipeline.preprocessing import preprocessing_config
 from graftline.pipeline.project import Project
 from graftline.pipeline.resolvers import InServiceStrategy, PreviousSpanStrategy, WindowStrategy
 from graftline.schemas import curated
@@ -193,11 +194,7 @@ def _model_nodes(project: Project, plan: Plan, data: DataNodes, report_dir: str)
         examples=examples,
         schema=data.schema.outputs["schema"],
         preprocessing_fn="graftline.pipeline.preprocessing.preprocessing_fn",
-        custom_config={
-            "image": to_tree(config.image),
-            "backbone": config.trainer.backbone,
-            "classes": classes,
-        },
+        custom_config=preprocessing_config(config.image, config.trainer, classes),
         # Pixels are never materialised: the trainer applies the graph in its input pipeline.
         materialize=False,
         disable_statistics=True,

@@ -1,13 +1,12 @@
 """`make demo`: the main job on scikit-learn's handwritten digits, from images to a rollback.
 
 Writes the scans that scikit-learn carries as an image folder, then runs the commands that a user
-would type, in processes of their own, and checks what each of them did.
+would type, in processes of their own, and checks that each ends as it should.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
@@ -70,12 +69,6 @@ def graftline(*arguments: str, project: Path, expect: int = 0) -> None:
     code = subprocess.run(command, cwd=project, check=False).returncode
     if code != expect:
         raise SystemExit(f"`graftline {shown}` ended with code {code} instead of {expect}.")
-
-
-def query(*arguments: str, project: Path) -> object:
-    """Runs a command with `--json` and returns what it answers."""
-    command = [sys.executable, "-m", "graftline.pipeline.cli.main", *arguments, "--json"]
-    return json.loads(subprocess.run(command, cwd=project, check=True, stdout=-1).stdout)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,6 +1,7 @@
-"""Fixtures for all tests: real files beside the repository, where they are present."""
+"""Fixtures for all tests: real files beside the repository, and a user without rights."""
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,3 +19,12 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real images are not here ({folder}); set GRAFTLINE_SHARED_DATA")
     return folder
+
+
+@pytest.fixture
+def stranger() -> Iterator[Callable[[], None]]:
+    """Turns this process into a user without rights, until the test ends."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    yield lambda: os.seteuid(65534)
+    os.seteuid(0)

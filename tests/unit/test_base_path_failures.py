@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -95,15 +95,6 @@ def test_a_base_path_that_cannot_be_made_on_a_read_only_disk_is_said(small_disk,
     _run_as_root("mount", "-o", "remount,ro", str(small_disk))
     with pytest.raises(UserError, match="Read-only file system"):
         BasePath(small_disk / "a" / "b").publish(saved_model(tmp_path / "trained"), MANIFEST)
-
-
-@pytest.fixture
-def stranger() -> Iterator[Callable[[], None]]:
-    """Turns this process into a user without rights, until the test ends."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can become another user")
-    yield lambda: os.seteuid(65534)
-    os.seteuid(0)
 
 
 def test_a_user_without_rights_is_told_so_and_can_still_look(stranger, tmp_path):

@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -114,15 +113,6 @@ def test_what_is_no_source_is_refused_with_what_would_be_one(tmp_path, name, sai
     (tmp_path / "notes.txt").write_text("notes")
     with pytest.raises(UserError, match=said):
         sources.detect(tmp_path / name)
-
-
-@pytest.fixture
-def stranger() -> Iterator[Callable[[], None]]:
-    """Turns this process into a user without rights, until the test ends."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can become another user")
-    yield lambda: os.seteuid(65534)
-    os.seteuid(0)
 
 
 @pytest.mark.parametrize("closed", ["source", "source/rose"])

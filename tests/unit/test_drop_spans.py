@@ -4,7 +4,6 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -107,15 +106,6 @@ def test_a_class_name_longer_than_a_files_name_may_be_is_no_obstacle(tmp_path):
     take_in(tmp_path / "m.csv", tmp_path)
     [row] = quarantine_list(tmp_path / "quarantine")
     assert (tmp_path / "quarantine" / "span-1" / "version-1" / row["kept"]).is_file()
-
-
-@pytest.fixture
-def stranger() -> Iterator[Callable[[], None]]:
-    """Turns this process into a user without rights, until the test ends."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can become another user")
-    yield lambda: os.seteuid(65534)
-    os.seteuid(0)
 
 
 def test_a_file_that_may_not_be_read_is_set_aside(stranger):

@@ -122,15 +122,6 @@ def test_a_read_only_disk_is_said(source, disk):
         take_in(source, project)
 
 
-@pytest.fixture
-def stranger() -> Iterator[Callable[[], None]]:
-    """Turns this process into a user without rights, until the test ends."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can become another user")
-    yield lambda: os.seteuid(65534)
-    os.seteuid(0)
-
-
 def test_folders_and_tables_that_may_not_be_written_are_said(stranger):
     with tempfile.TemporaryDirectory() as shared:
         project = Path(shared)

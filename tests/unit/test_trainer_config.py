@@ -57,7 +57,9 @@ def test_what_cannot_train_is_refused(settings, says):
     ],
 )
 def test_what_can_train_is_accepted(settings):
-    msgspec.convert(settings, TrainerConfig)
+    read = msgspec.to_builtins(msgspec.convert(settings, TrainerConfig))
+    for name, value in settings.items():
+        assert read[name] == ({**read[name], **value} if isinstance(value, dict) else value)
 
 
 @pytest.mark.parametrize("settings", [{"size": 16}, {"size": 4096}, {"fit": "squeeze"}])
