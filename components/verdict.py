@@ -31,6 +31,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
         threshold: the bound that was applied.
         passed: True, False, or None where it cannot be decided (too few images).
         note: in words, what was found; the reason where it did not pass.
+        final: where it did not pass, nobody can let it through: there is no model to be had of it.
     """
 
     metric: str
@@ -40,6 +41,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     threshold: float | None = None
     passed: bool | None
     note: str = ""
+    final: bool = False
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +63,11 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     def failed(self) -> tuple[Check, ...]:
         """The checks that said no."""
         return tuple(check for check in self.checks if check.passed is False)
+
+    @property
+    def final(self) -> bool:
+        """Whether a check said no that no person can overrule."""
+        return any(check.final for check in self.failed)
 
     @property
     def undecided(self) -> tuple[Check, ...]:

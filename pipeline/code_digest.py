@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from importlib import metadata, resources
 from pathlib import Path
 
+from graftline.serving.manifest import hash_file
+
 
 @functools.lru_cache(maxsize=1)
 def code_digest() -> str:
@@ -39,8 +41,8 @@ def _sources(folder: Path) -> Iterator[bytes]:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a small file; empty where there is none."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+    """SHA-256 of a file; empty where there is none."""
+    return hash_file(path).sha256 if path.is_file() else ""
 
 
 def code_revision(project_root: Path) -> str:

@@ -12,7 +12,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import msgspec
 import yaml
@@ -106,6 +106,10 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    problem="a key must be a word", problem_mark=key_node.start_mark
+                )
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
@@ -158,6 +162,18 @@ def parse_config(tree: dict[str, Any], origin: str) -> Config:
         return msgspec.convert(tree, Config)
     except msgspec.ValidationError as error:
         raise UserError(f"{origin}: {_explain(str(error), tree)}") from error
+
+
+def override(config: Config, overrides: Sequence[str]) -> Config:
+    """A configuration with `section.key=value` overrides applied.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    tree = to_tree(config)
+    for one in overrides:
+        _apply(tree, one)
+    return parse_config(tree, origin="the command line")
 
 
 def to_tree(config: Any) -> dict[str, Any]:
@@ -241,10 +257,18 @@ def _explain(message: str, tree: dict[str, Any]) -> str:
 
 
 def _struct_at(path: str) -> Any:
-    node: Any = Config()
+    """The section that a path leads to, also through the items of a list."""
+    node: Any = Config
     for part in filter(None, re.split(r"\.|\[.*?\]", path)):
-        node = getattr(node, part)
+        node = _struct_in(get_type_hints(node)[part])
     return node
+
+
+def _struct_in(hint: Any) -> Any:
+    """The section in a type hint such as `tuple[Bound, ...]`."""
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+        return hint
+    return next(filter(None, map(_struct_in, get_args(hint))), None)
 
 
 def _value_at(tree: Any, path: str) -> Any:

@@ -1,13 +1,12 @@
 """The pipeline: which nodes there are and what flows between them.
 
-One definition for the local runner, CI and a cluster: a pure function of the project's
-configuration and the run's plan. See docs/architecture.md for the picture.
+One definition for the local runner, CI and a cluster: it follows from the project's configuration,
+schema and spans and from the run's plan, and writes nothing. See docs/architecture.md for the
+picture.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,6 @@ from graftline.pipeline.preprocessing import preprocessing_config
 from graftline.pipeline.project import Project
 from graftline.pipeline.resolvers import InServiceStrategy, PreviousSpanStrategy, WindowStrategy
 from graftline.schemas import curated
-from graftline.serving.base_path import BasePath
 
 NAME = "graftline"
 
@@ -209,13 +207,18 @@ def _model_nodes(project: Project, plan: Plan, data: DataNodes, report_dir: str)
         eval_args=trainer_pb2.EvalArgs(splits=["eval"]),
         custom_config={
             "image": to_tree(config.image),
-            "trainer": to_tree(config.trainer),
+            "trainer": {
+                **to_tree(config.trainer),
+                "weights": str(project.weights_file or config.trainer.weights),
+            },
+            # The same path may hold another file the next time.
+            "weights_digest": file_digest(project.weights_file) if project.weights_file else "",
             "classes": classes,
         },
     )
     in_service = Resolver(
         strategy_class=InServiceStrategy,
-        config={"uri": _hold_in_service(project, plan.baseline)},
+        config={"uri": plan.baseline_uri},
         model=Channel(type=standard_artifacts.Model, producer_component_id=trainer.id),
     ).with_id("in_service")
     evaluator = Evaluator(
@@ -261,28 +264,3 @@ def _publication(project: Project, plan: Plan) -> dict[str, Any]:
         "code_revision": code_revision(project.root),
         "run_id": plan.run_id,
     }
-
-
-def _hold_in_service(project: Project, version: int | None) -> str:
-    """A folder in the layout of a Trainer's model whose serving part is a published version."""
-    if version is None:
-        return ""
-    folder = project.artifacts / "in_service" / str(version)
-    if not folder.exists():
-        staged = folder.with_name(f".{version}")
-        shutil.rmtree(staged, ignore_errors=True)
-        # Linked file by file: a rollback during the run moves the folder of the version away.
-        shutil.copytree(
-            BasePath(project.base_path).folder(version),
-            staged / "Format-Serving",
-            copy_function=_link_or_copy,
-        )
-        staged.rename(folder)
-    return str(folder)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system
-        shutil.copyfile(source, target)

@@ -1,18 +1,20 @@
 """`make demo`: the main job on scikit-learn's handwritten digits, from images to a rollback.
 
 Writes the scans that scikit-learn carries as an image folder, then runs the commands that a user
-would type, in processes of their own, and checks that each ends as it should.
+would type, in processes of their own, and checks that each ends as it should and what came out.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,6 +25,8 @@ _NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 _ENLARGED = 64
 # Digits are learnt sooner than photographs: the demo is to take minutes on two cores.
 _SHORT = ("trainer.fine_tune.epochs=3",)
+_ACCURATE = 0.95
+MARKER = ".graftline-demo"
 
 
 def write_digits(folder: Path, part: slice) -> None:
@@ -57,7 +61,7 @@ def break_some(folder: Path) -> int:
     return len(broken) + 1
 
 
-def graftline(*arguments: str, project: Path, expect: int = 0) -> None:
+def graftline(*arguments: str, project: Path, code: int = 0) -> None:
     """Runs a command as the user would, showing it and what it prints.
 
     Raises:
@@ -66,9 +70,41 @@ def graftline(*arguments: str, project: Path, expect: int = 0) -> None:
     shown = " ".join(arguments)
     print(f"\n\033[1m$ graftline {shown}\033[0m", flush=True)
     command = [sys.executable, "-m", "graftline.pipeline.cli.main", *arguments]
-    code = subprocess.run(command, cwd=project, check=False).returncode
-    if code != expect:
-        raise SystemExit(f"`graftline {shown}` ended with code {code} instead of {expect}.")
+    ended = subprocess.run(command, cwd=project, check=False).returncode
+    expect(f"the exit code of `graftline {shown}`", ended, code)
+
+
+def answer(*arguments: str, project: Path) -> Any:
+    """What a command answers with `--json`."""
+    command = [sys.executable, "-m", "graftline.pipeline.cli.main", *arguments, "--json"]
+    return json.loads(subprocess.run(command, cwd=project, check=True, capture_output=True).stdout)
+
+
+def expect(fact: str, found: object, expected: object) -> None:
+    """Ends the demo with an error where it came out otherwise than it must.
+
+    Raises:
+        SystemExit: it did.
+    """
+    if found != expected:
+        raise SystemExit(f"The demo went wrong: {fact} should be {expected}, found {found}.")
+
+
+def make_folder(folder: Path) -> None:
+    """Empties the folder of an earlier demo, or makes a new one.
+
+    Raises:
+        SystemExit: the folder holds something else.
+    """
+    marker = folder / MARKER
+    if marker.exists():
+        shutil.rmtree(folder)
+    elif folder.exists() and any(folder.iterdir()):
+        raise SystemExit(
+            f"{folder} is no folder of an earlier demo and is left alone: name another."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    marker.touch()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -77,9 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, nargs="?", default=Path("demo"))
     folder = parser.parse_args(arguments).folder.resolve()
     started = time.monotonic()
-    if (folder / "project" / "graftline.yaml").exists() or not folder.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     project, images = folder / "project", folder / "images"
     project.mkdir()
 
@@ -93,19 +127,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     say("A second drop: 600 more, and some files that are broken.")
     write_digits(images / "second", slice(900, 1500))
-    break_some(images / "second")
+    broken = break_some(images / "second")
     graftline("drop", "../images/second", project=project)
     graftline("run", *_SHORT, project=project)
+    drops = answer("drops", project=project)
+    expect("files in quarantine", sum(drops[1]["quarantined"].values()), broken)
 
     say("A third drop holds a class that the schema does not know: the data gate refuses it.")
     write_digits(images / "third", slice(1500, 1797))
     (images / "third" / "nine").rename(images / "third" / "letter-g")
     graftline("drop", "../images/third", project=project)
-    graftline("run", project=project, expect=3)
+    graftline("run", project=project, code=3)
+    published = answer("versions", project=project)
+    expect("the versions", [version["version"] for version in published["versions"]], [1, 2])
+    expect("the version in service", published["in_service"], 2)
+    accuracy = published["versions"][1]["accuracy"]
+    expect(f"whether {_ACCURATE} of the test images are told", accuracy >= _ACCURATE, True)
 
     say("The newest version turns out to be bad: back in one command.")
     graftline("rollback", "--reason", "demo", project=project)
     graftline("versions", project=project)
+    expect("the version in service", answer("versions", project=project)["in_service"], 1)
     print(
         f"\nDone in {time.monotonic() - started:.0f} s. The project is in {project}: look at "
         "graftline.yaml, runs/ and serving/."

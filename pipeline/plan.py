@@ -33,6 +33,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         window: every span that is trained on, the target included, in ascending order.
         previous: the span that the target's distribution is compared with, if there is one.
         baseline: the version in service when the run began, if there was one.
+        baseline_uri: folder that keeps its files while the run needs them, else empty.
         accept_anomalies: the reason why a person lets the target pass the data gate, else empty.
         bless: the reason why a person lets the candidate pass the model gate, else empty.
         force: a token that keeps nodes from being taken from the cache, else empty.
@@ -43,6 +44,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     window: tuple[SpanVersion, ...]
     previous: SpanVersion | None = None
     baseline: int | None = None
+    baseline_uri: str = ""
     accept_anomalies: str = ""
     bless: str = ""
     force: str = ""

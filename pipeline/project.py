@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from graftline.components.trainer.backbones import WEIGHTS
 from graftline.pipeline.config import FILE_NAME, Config, load_config
 from graftline.serving.errors import UserError
 
@@ -77,3 +78,9 @@ class Project:
     def base_path(self) -> Path:
         """The model's base path: its children are the versions."""
         return self._path(self.config.paths.serving) / self.config.model.name
+
+    @functools.cached_property
+    def weights_file(self) -> Path | None:
+        """The file that the backbone's weights are read from; None where they go by a name."""
+        configured = self.config.trainer.weights
+        return None if configured in WEIGHTS else self._path(configured)

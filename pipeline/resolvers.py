@@ -14,6 +14,8 @@ from tfx import types
 from tfx.dsl.components.common.resolver import ResolverStrategy
 from tfx.types import artifact_utils, standard_artifacts
 
+from graftline.serving.errors import UserError
+
 Artifacts = dict[str, list[types.Artifact]]
 
 
@@ -34,14 +36,18 @@ class WindowStrategy(ResolverStrategy):
         """Keeps `examples` of the window that carry a blessing of the data gate.
 
         Raises:
-            LookupError: a span of the window was not ingested or did not pass.
+            UserError: a span of the window was not ingested or did not pass.
         """
         blessed = {_span_version(artifact) for artifact in input_dict["blessing"]}
         newest = _newest(input_dict["examples"])
         missing = [span for span in self._spans if span not in newest or span not in blessed]
         if missing:
             named = ", ".join(f"span {span} version {version}" for span, version in missing)
-            raise LookupError(f"The window names {named}, which the metadata store does not hold.")
+            raise UserError(
+                f"The window names {named}, which this run has not ingested: it was replaced by a "
+                "newer version meanwhile, or the folder of artifacts lost it. Start anew with "
+                "`graftline run`."
+            )
         return {
             "examples": [newest[span] for span in self._spans],
             "blessing": list(input_dict["blessing"]),

@@ -16,16 +16,16 @@ from types import FrameType
 
 import msgspec
 
-from graftline.components.ingest.spans import find_span, latest_span, list_spans
+from graftline.components.ingest.spans import find_span, latest_span
 from graftline.components.verdict import Verdict
-from graftline.pipeline import run_record
+from graftline.pipeline import planning, run_record
+from graftline.pipeline.code_digest import code_digest, file_digest
 from graftline.pipeline.config import load_config, write_config
 from graftline.pipeline.console import Console
 from graftline.pipeline.plan import Plan, SpanVersion
 from graftline.pipeline.project import Project
 from graftline.pipeline.run_record import NodeRecord, RunRecord
 from graftline.schemas import curated
-from graftline.serving.base_path import BasePath
 from graftline.serving.errors import Refused, UserError
 
 
@@ -63,11 +63,15 @@ def run(project: Project, request: Request, *, quiet: bool = False) -> RunRecord
         UserError: a mistake that is seen before anything runs.
         Refused: a gate said no; the message is the verdict.
     """
-    if (request.bless or request.accept_anomalies) and not request.reason:
-        raise UserError("An override is recorded with its reason: add --reason TEXT.")
+    if request.bless or request.accept_anomalies:
+        _require_reason(request.reason)
     if request.reason and not (request.bless or request.accept_anomalies):
         raise UserError("--reason belongs to --bless or --accept-anomalies.")
     curated.read(project.schema)
+    if request.bless and not request.force:
+        last = _refused_candidate(project, request.span)
+        if last:
+            return _bless(project, last, request.reason, quiet=quiet)
     found = (
         latest_span(project.spans)
         if request.span is None
@@ -80,20 +84,16 @@ def run(project: Project, request: Request, *, quiet: bool = False) -> RunRecord
             return trained
     with run_record.lock(project.runs):
         _check_writable(project)
-        run_id = run_record.new_run_id(project.runs)
-        record = RunRecord(run_id=run_id, span=target.span, version=target.version)
-        folder = project.runs / run_id
-        folder.mkdir()
-        record.write(project.runs)
-        write_config(project.config, folder / "config.yaml")
-        (folder / "request.json").write_bytes(msgspec.json.encode(request))
-        return _execute(project, request, record, quiet=quiet)
+        _check_weights(project)
+        return _begin(project, request, target, quiet=quiet)
 
 
 def resume(project: Project, *, quiet: bool = False) -> RunRecord:
     """Takes up the last run, which crashed or was killed, from the node that it stopped at.
 
-    It goes on with the configuration and the plan that the run began with.
+    It goes on with the configuration and the plan that the run began with. Where the code or the
+    schema has changed since, every node is looked at anew, and only what does not depend on the
+    change comes from the cache.
 
     Raises:
         UserError: the last run came to its end, or there is none.
@@ -108,18 +108,105 @@ def resume(project: Project, *, quiet: bool = False) -> RunRecord:
             "Start the next with `graftline run`."
         )
     with run_record.lock(project.runs):
-        folder = project.runs / last.run_id
-        begun = Project(project.root, load_config(folder / "config.yaml"))
-        request = msgspec.json.decode((folder / "request.json").read_bytes(), type=Request)
-        newest = find_span(project.spans, last.span)
-        if newest.version != last.version:
-            raise UserError(
-                f"{last.run_id} cannot go on: {last.target} has been replaced by version "
-                f"{newest.version} meanwhile. Start anew with `graftline run --span {last.span}`."
-            )
-        last.state, last.error, last.pid, last.nodes = run_record.RUNNING, "", os.getpid(), []
+        begun, request = _begun(project, last)
+        curated.read(begun.schema)
+        _check_weights(begun)
+        if last.digest != _digest(begun):
+            last.digest, last.attempt = _digest(begun), last.attempt + 1
+        last.state, last.error, last.finished = run_record.RUNNING, "", ""
+        last.pid, last.nodes = os.getpid(), []
         last.write(project.runs)
         return _execute(begun, request, last, quiet=quiet)
+
+
+def _refused_candidate(project: Project, span: int | None) -> RunRecord | None:
+    """The last run, where the model gate refused its candidate and it was of the span asked for."""
+    last = next(run_record.records(project.runs), None)
+    if last is None or (last.state, last.refused_by) != (run_record.REFUSED, "model"):
+        return None
+    return last if span in (None, last.span) else None
+
+
+def _bless(project: Project, refused: RunRecord, reason: str, *, quiet: bool) -> RunRecord:
+    """Publishes the candidate that the model gate refused in an earlier run.
+
+    It is that run once more, with its configuration and its plan: what was trained and judged comes
+    from the cache, and the version to compare with is the one in service now.
+
+    Raises:
+        UserError: the candidate cannot be had any more.
+    """
+    with run_record.lock(project.runs):
+        _check_writable(project)
+        begun, request = _begun(project, refused)
+        if refused.digest != _digest(begun):
+            raise UserError(
+                f"The code or the schema has changed since {refused.run_id}: the candidate that it "
+                "refused would not be made again. Train a new one with `graftline run --force`."
+            )
+        baseline, uri = planning.hold_in_service(begun)
+        plan = msgspec.structs.replace(
+            Plan.read(project.runs / refused.run_id),
+            baseline=baseline,
+            baseline_uri=uri,
+            bless=reason,
+        )
+        request = msgspec.structs.replace(request, bless=True, reason=reason)
+        return _begin(begun, request, refused.target, quiet=quiet, taken_up=(refused.run_id, plan))
+
+
+def _begin(
+    project: Project,
+    request: Request,
+    target: SpanVersion,
+    *,
+    quiet: bool,
+    taken_up: tuple[str, Plan] | None = None,
+) -> RunRecord:
+    """Makes the folder and the record of a new run, under the lock, and runs it.
+
+    Args:
+        project: the project.
+        request: what was asked.
+        target: the span.
+        quiet: show nothing on screen.
+        taken_up: an earlier run and the plan to go by, where it is not decided anew.
+    """
+    run_id = run_record.new_run_id(project.runs)
+    folder = project.runs / run_id
+    folder.mkdir()
+    write_config(project.config, folder / "config.yaml")
+    (folder / "request.json").write_bytes(msgspec.json.encode(request))
+    record = RunRecord(
+        run_id=run_id, span=target.span, version=target.version, digest=_digest(project)
+    )
+    if taken_up:
+        record.took_up, plan = taken_up
+        msgspec.structs.replace(plan, run_id=run_id).write(folder)
+    # The record comes last: a run that has one can be resumed.
+    record.write(project.runs)
+    return _execute(project, request, record, quiet=quiet)
+
+
+def _begun(project: Project, record: RunRecord) -> tuple[Project, Request]:
+    """The project with the configuration that a run began with, and what was asked of it.
+
+    Raises:
+        UserError: its span has been replaced since.
+    """
+    folder = project.runs / record.run_id
+    begun = Project(project.root, load_config(folder / "config.yaml"))
+    newest = find_span(begun.spans, record.span)
+    if newest.version != record.version:
+        raise UserError(
+            f"{record.run_id} cannot go on: {record.target} has been replaced by version "
+            f"{newest.version} meanwhile. Start anew with `graftline run --span {record.span}`."
+        )
+    return begun, msgspec.json.decode((folder / "request.json").read_bytes(), type=Request)
+
+
+def _digest(project: Project) -> str:
+    return f"{code_digest()} {file_digest(project.schema)}"
 
 
 def _execute(project: Project, request: Request, record: RunRecord, *, quiet: bool) -> RunRecord:
@@ -129,6 +216,11 @@ def _execute(project: Project, request: Request, record: RunRecord, *, quiet: bo
     try:
         with _stop_on_signal(), Console(log, quiet=quiet) as console:
             console.line(f"{record.run_id}: {record.target}    log: {log}")
+            if record.took_up:
+                console.line(
+                    f"  takes up the candidate that was refused in {record.took_up}, as it was "
+                    "configured there"
+                )
             _Execution(project, request, record, console).all()
     except Refused:
         record.state = run_record.REFUSED
@@ -163,74 +255,59 @@ class _Execution:
     def all(self) -> None:
         """Plans, ingests the missing spans of the window, then runs the whole pipeline."""
         self._console.progress("loading TensorFlow and TFX")
-        from graftline.pipeline.local_runner import blessed_spans, clean_after_kill, open_store
+        from graftline.pipeline.local_runner import clean_after_kill, open_store
 
         with open_store(self._project.metadata) as self._store:
             for node in clean_after_kill(self._store, self._project.artifacts):
                 self._console.line(
                     f"  cleaned up after {node.rsplit('.', 1)[-1]}, which was cut off"
                 )
-            for missing in self._never_ingested(blessed_spans(self._store)):
-                self._console.line(f"  {missing} is in the window and was never ingested:")
-                self._ingest(self._plan(missing, blessed_spans(self._store)))
-            plan = self._decide(blessed_spans(self._store))
+            plan = self._decide()
             self._record.window = plan.window
             self._console.line(self._describe(plan))
             self._run(plan, data_only=False)
             self._conclude()
 
-    def _never_ingested(self, blessed: set[SpanVersion]) -> list[SpanVersion]:
-        """Spans of the window that no run has seen; a span that was refused stays out."""
-        seen = {
+    def _decide(self) -> Plan:
+        """The plan of the run, made once; spans of its window that no run has seen come first."""
+        if (self._folder / "plan.json").exists():
+            return Plan.read(self._folder)
+        from graftline.pipeline.local_runner import blessed_spans
+
+        refused = {
             span
             for record in run_record.records(self._project.runs)
             for span in record.refused_spans
         }
-        earlier = [
-            span for span in self._newest_spans() if span < self._record.target and span not in seen
-        ]
-        last = self._project.config.window.last
-        within = earlier if last is None else earlier[len(earlier) - min(last - 1, len(earlier)) :]
-        return [span for span in within if span not in blessed]
-
-    def _newest_spans(self) -> list[SpanVersion]:
-        newest = {span.number: span.version for span in list_spans(self._project.spans)}
-        return [SpanVersion(number, version) for number, version in sorted(newest.items())]
-
-    def _decide(self, blessed: set[SpanVersion]) -> Plan:
-        """The plan of the run: the saved one where the run is resumed."""
-        if (self._folder / "plan.json").exists():
-            return Plan.read(self._folder)
-        plan = self._plan(self._record.target, blessed)
+        for missing in planning.never_ingested(
+            self._project, self._record.target, blessed_spans(self._store), refused
+        ):
+            self._console.line(f"  {missing} is in the window and was never ingested:")
+            self._ingest(self._plan(missing))
+        plan = self._plan(self._record.target)
         plan.write(self._folder)
         return plan
 
-    def _plan(self, target: SpanVersion, blessed: set[SpanVersion]) -> Plan:
-        newest: dict[int, SpanVersion] = {}
-        for span in sorted(blessed):
-            if span.span < target.span:
-                newest[span.span] = span
-        earlier = list(newest.values())
-        last = self._project.config.window.last
-        kept = earlier if last is None else earlier[len(earlier) - min(last - 1, len(earlier)) :]
-        is_target = target == self._record.target
-        return Plan(
-            run_id=self._record.run_id,
-            target=target,
-            window=(*kept, target),
-            previous=earlier[-1] if earlier else None,
-            baseline=BasePath(self._project.base_path).in_service(),
-            accept_anomalies=self._request.reason
-            if self._request.accept_anomalies and is_target
-            else "",
-            bless=self._request.reason if self._request.bless else "",
-            force=self._record.key if self._request.force else "",
+    def _plan(self, target: SpanVersion) -> Plan:
+        from graftline.pipeline.local_runner import blessed_spans
+
+        request, reason = self._request, self._request.reason
+        accepted = request.accept_anomalies and target == self._record.target
+        return msgspec.structs.replace(
+            planning.make_plan(
+                self._project, self._record.run_id, target, blessed_spans(self._store)
+            ),
+            accept_anomalies=reason if accepted else "",
+            bless=reason if request.bless else "",
+            force=self._record.key if request.force else "",
         )
 
     def _describe(self, plan: Plan) -> str:
-        spans = ", ".join(str(entry.span) for entry in plan.window)
+        spans = ", ".join(str(entry) for entry in plan.window)
         against = f"version {plan.baseline}" if plan.baseline else "nothing yet in service"
-        return f"  trains on span{'s' * (len(plan.window) > 1)} {spans}; compared with {against}"
+        out = planning.left_out(self._project, plan)
+        without = f", without {', '.join(map(str, out))} (refused)" if out else ""
+        return f"  trains on {spans}{without}; compared with {against}"
 
     def _ingest(self, plan: Plan) -> None:
         """Takes an earlier span in; when it is refused, the run goes on without it."""
@@ -255,10 +332,24 @@ class _Execution:
             verdict = Verdict.read(report_folder(self._project, plan, data_only) / "data_gate.json")
             raise Refused(
                 f"{plan.target} is refused: nothing was trained on it.\n{verdict.in_words()}\n"
-                f"Mend the data and drop it again (graftline drop SOURCE --span {plan.target.span} "
-                f"--version {plan.target.version + 1}), or let it through with `graftline run "
-                f"--span {plan.target.span} --accept-anomalies --reason TEXT`."
+                f"{self._what_to_do(plan.target, verdict)}",
+                msgspec.to_builtins(verdict),
             ) from None
+
+    def _what_to_do(self, target: SpanVersion, verdict: Verdict) -> str:
+        again = (
+            f"Mend the data and drop it again (graftline drop SOURCE --span {target.span} "
+            f"--version {target.version + 1})"
+        )
+        if verdict.final:
+            return (
+                f"{again}; nothing can be trained on it as it is. A class that is to be learnt "
+                f"from now on belongs into the schema, {self._project.schema}."
+            )
+        return (
+            f"{again}, or let it through with `graftline run --span {target.span} "
+            "--accept-anomalies --reason TEXT`."
+        )
 
     def _listen(self, node: str, state: str, seconds: float) -> None:
         if state == "running":
@@ -280,7 +371,8 @@ class _Execution:
             raise Refused(
                 f"The candidate of {self._record.run_id} is refused: nothing was published.\n"
                 f"{verdict.in_words()}\nIts report stays in {self._folder}. To publish it all the "
-                "same: `graftline run --bless --reason TEXT`."
+                "same: `graftline run --bless --reason TEXT`.",
+                msgspec.to_builtins(verdict),
             )
         self._record.published_version = pushed_version(self._store)
         self._record.state = run_record.PUBLISHED
@@ -292,6 +384,17 @@ def _trained(project: Project, target: SpanVersion) -> RunRecord | None:
         if record.target == target and record.state == run_record.PUBLISHED:
             return record
     return None
+
+
+def _require_reason(reason: str) -> None:
+    if not reason:
+        raise UserError("An override is recorded with its reason: add --reason TEXT.")
+
+
+def _check_weights(project: Project) -> None:
+    file = project.weights_file
+    if file is not None and not file.is_file():
+        raise UserError(f"There is no weight file {file} (trainer.weights). Nothing was run.")
 
 
 def _check_writable(project: Project) -> None:

@@ -7,8 +7,10 @@ after a crash find out how far it came.
 from __future__ import annotations
 
 import datetime
+import fcntl
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import filelock
@@ -19,6 +21,7 @@ from graftline.serving.errors import UserError
 
 FILE_NAME = "run.json"
 LOG_NAME = "run.log"
+LOCK_NAME = ".lock"
 
 RUNNING = "running"
 PUBLISHED = "published"
@@ -52,6 +55,9 @@ class RunRecord(msgspec.Struct, kw_only=True):
         refused_spans: spans that the data gate refused in this run.
         published_version: version under the base path, where it got so far.
         error: last line of what went wrong.
+        digest: of the code and the schema that it ran with last.
+        took_up: the earlier run whose refused candidate this one publishes, else empty.
+        attempt: counts up when a run is resumed with other code or another schema.
     """
 
     run_id: str
@@ -67,6 +73,9 @@ class RunRecord(msgspec.Struct, kw_only=True):
     refused_spans: tuple[SpanVersion, ...] = ()
     published_version: int | None = None
     error: str = ""
+    digest: str = ""
+    took_up: str = ""
+    attempt: int = 1
 
     def write(self, runs: Path) -> None:
         """Replaces the record on disk in one rename."""
@@ -82,8 +91,12 @@ class RunRecord(msgspec.Struct, kw_only=True):
 
     @property
     def key(self) -> str:
-        """Its name in the metadata store, which may outlive a folder of runs that was emptied."""
-        return f"{self.run_id} of {self.started}"
+        """Its name in the metadata store, which may outlive a folder of runs that was emptied.
+
+        Under the same name a node that is complete there is not looked at again.
+        """
+        again = f", attempt {self.attempt}" if self.attempt > 1 else ""
+        return f"{self.run_id} of {self.started}{again}"
 
     @property
     def seconds(self) -> float:
@@ -97,15 +110,20 @@ def now() -> str:
 
 
 def new_run_id(runs: Path) -> str:
-    """A name for the next run: a number that counts up, so that names sort as the runs came."""
-    numbers = [int(path.name[4:]) for path in runs.glob("run-*") if path.name[4:].isdigit()]
-    return f"run-{max(numbers, default=0) + 1:04d}"
+    """A name for the next run: a number that counts up."""
+    return f"run-{max(map(_number, runs.glob('run-*')), default=0) + 1:04d}"
+
+
+def _number(folder: Path) -> int:
+    digits = folder.name.removeprefix("run-")
+    return int(digits) if digits.isdigit() else 0
 
 
 def records(runs: Path) -> Iterator[RunRecord]:
     """All runs of a project, the newest first; a run whose process is gone is `interrupted`."""
     live = is_locked(runs)
-    for path in sorted(runs.glob(f"run-*/{FILE_NAME}"), reverse=True):
+    found = runs.glob(f"run-*/{FILE_NAME}")
+    for path in sorted(found, key=lambda path: _number(path.parent), reverse=True):
         try:
             record = msgspec.json.decode(path.read_bytes(), type=RunRecord)
         except msgspec.DecodeError as error:
@@ -117,17 +135,19 @@ def records(runs: Path) -> Iterator[RunRecord]:
         yield record
 
 
-def lock(runs: Path) -> filelock.FileLock:
-    """The lock that a run holds on its project; the system frees it when the process dies.
+def lock(runs: Path) -> AbstractContextManager[object]:
+    """Takes the lock that a run holds on its project; the system frees it when the process dies.
+
+    Returns:
+        a context that ends the hold.
 
     Raises:
         UserError: another run holds it, or the folder cannot be written.
     """
     try:
         runs.mkdir(parents=True, exist_ok=True)
-        held = filelock.FileLock(runs / ".lock")
         # `status` probes the lock for an instant.
-        held.acquire(timeout=1)
+        return filelock.FileLock(runs / LOCK_NAME).acquire(timeout=1)
     except filelock.Timeout:
         current = next((record for record in records(runs) if record.state == RUNNING), None)
         who = (
@@ -141,17 +161,18 @@ def lock(runs: Path) -> filelock.FileLock:
         raise UserError(
             f"The folder of the runs, {runs}, cannot be written: {error.strerror}."
         ) from error
-    return held
 
 
 def is_locked(runs: Path) -> bool:
-    """Whether a run is under way."""
-    if not (runs / ".lock").exists():
-        return False
-    probe = filelock.FileLock(runs / ".lock")
+    """Whether a run is under way; whoever may read the folder may ask."""
     try:
-        probe.acquire(timeout=0)
-    except filelock.Timeout:
+        probe = os.open(runs / LOCK_NAME, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(probe, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
-    probe.release()
+    finally:
+        os.close(probe)
     return False

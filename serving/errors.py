@@ -3,6 +3,10 @@
 Everything else that is raised is a defect of the program and ends as a traceback in the log.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class UserError(Exception):
     """A mistake that the user can mend: one paragraph with what is wrong, where, what to do.
@@ -12,4 +16,12 @@ class UserError(Exception):
 
 
 class Refused(Exception):
-    """A gate said no: the message is the verdict in words. The command line exits with code 3."""
+    """A gate said no: the message is the verdict in words. The command line exits with code 3.
+
+    Attributes:
+        verdict: the verdict as plain data, where there is one; part of the answer with `--json`.
+    """
+
+    def __init__(self, message: str, verdict: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.verdict = verdict

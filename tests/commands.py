@@ -10,9 +10,9 @@ import contextlib
 import json
 import multiprocessing
 import os
-import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -33,24 +33,58 @@ _context.set_forkserver_preload(_PRELOADED)
 COLOURS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (50, 60, 210)}
 
 
-def _command(arguments: list[str], folder: str, output: str) -> None:
+# Without an executor of their own: they are stopped before they resolve anything.
+RESOLVERS = ("previous_span", "window", "in_service")
+
+
+def _command(arguments: list[str], folder: str, streams: list[str], halt_in: str) -> None:
     os.chdir(folder)
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(descriptor, stream)
+    for stream, output in zip((1, 2), streams, strict=True):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    if halt_in:
+        _halt_in(halt_in)
     from graftline.pipeline.cli.main import main
 
     main(arguments)
 
 
-class Command:
-    """A `graftline` command under way."""
+def _halt_in(node: str) -> None:
+    """Makes this process stand still in a node whose outputs are written, not yet registered."""
+    from tfx.orchestration.portable.launcher import Launcher
 
-    def __init__(self, folder: Path, *arguments: str):
+    method = "launch" if node in RESOLVERS else "_run_executor"
+    original = getattr(Launcher, method)
+
+    def halting(launcher: Launcher, *arguments: object) -> object:
+        result = None if node in RESOLVERS else original(launcher, *arguments)
+        if launcher._pipeline_node.node_info.id == node:
+            Path(HALTED).touch()
+            time.sleep(600)
+        return original(launcher, *arguments) if node in RESOLVERS else result
+
+    setattr(Launcher, method, halting)
+
+
+HALTED = "halted"
+
+
+class Command:
+    """A `graftline` command under way.
+
+    Args:
+        folder: where it runs.
+        arguments: what follows `graftline`.
+        halt_in: a node in which it stands still, to be killed there.
+    """
+
+    def __init__(self, folder: Path, *arguments: str, halt_in: str = ""):
         self.folder = folder
-        self.output_file = folder.parent / f"{folder.name}-output-{time.monotonic_ns()}.txt"
+        name = f"{folder.name}-{time.monotonic_ns()}"
+        self.streams = [folder.parent / f"{name}.{stream}" for stream in ("out", "err")]
+        (folder / HALTED).unlink(missing_ok=True)
         self.process = _context.Process(
-            target=_command, args=(list(arguments), str(folder), str(self.output_file))
+            target=_command,
+            args=(list(arguments), str(folder), [str(s) for s in self.streams], halt_in),
         )
         self.process.start()
 
@@ -61,24 +95,22 @@ class Command:
         return self.process.exitcode
 
     @property
-    def output(self) -> str:
-        """What it printed so far."""
-        return self.output_file.read_text() if self.output_file.exists() else ""
+    def stdout(self) -> str:
+        """What it printed to standard output so far."""
+        return self.streams[0].read_text() if self.streams[0].exists() else ""
 
-    def kill_in(self, node: str, number: int = signal.SIGKILL) -> bool:
-        """Sends a signal while a node runs; False when the node or the command ended before."""
-        while self.process.is_alive():
-            record = last_run(self.folder)
-            if record and record.pid == self.process.pid:
-                state = next((n.state for n in record.nodes if n.id == node), None)
-                if state == "running":
-                    os.kill(self.process.pid, number)
-                    self.process.join()
-                    return True
-                if state is not None:
-                    return False
-            time.sleep(0.002)
-        return False
+    @property
+    def output(self) -> str:
+        """What it printed so far, errors last."""
+        return "".join(stream.read_text() for stream in self.streams if stream.exists())
+
+    def kill(self, number: int) -> int:
+        """Sends a signal once it stands still in its node; returns the exit code."""
+        while not (self.folder / HALTED).exists():
+            assert self.process.is_alive(), self.output
+            time.sleep(0.01)
+        os.kill(self.process.pid or 0, number)
+        return self.wait()
 
 
 def graftline(folder: Path, *arguments: str, expect: int = 0) -> str:
@@ -88,10 +120,11 @@ def graftline(folder: Path, *arguments: str, expect: int = 0) -> str:
     return command.output
 
 
-def answer(folder: Path, *arguments: str) -> object:
-    """Runs a command with `--json` and returns its document."""
-    output = graftline(folder, *arguments, "--json")
-    return json.loads(output[output.index("[" if output.lstrip().startswith("[") else "{") :])
+def answer(folder: Path, *arguments: str, expect: int = 0) -> Any:
+    """Runs a command with `--json` and returns its document, all that it prints."""
+    command = Command(folder, *arguments, "--json")
+    assert command.wait() == expect, command.output
+    return json.loads(command.stdout)
 
 
 def last_run(folder: Path) -> RunRecord | None:

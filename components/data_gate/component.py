@@ -62,8 +62,8 @@ class Executor(BaseExecutor):
             exec_properties: as DataGate's parameters.
 
         Raises:
-            Refused: the span has anomalies or has shifted, and nobody accepted it; the message is
-                the verdict in words.
+            Refused: the span has anomalies or has shifted, and nobody accepted it or nobody can;
+                the message is the verdict in words.
         """
         self._log_startup(input_dict, output_dict, exec_properties)
         blessing = artifact_utils.get_single_instance(output_dict["blessing"])
@@ -80,12 +80,10 @@ class Executor(BaseExecutor):
             old = SpanSummary.read(Path(artifact_utils.get_single_uri(previous)) / SUMMARY)
             checks += compare(summary, old, config)
 
-        refused = any(check.passed is False for check in checks)
-        verdict = Verdict(
-            gate="data",
-            passed=bool(reason) or not refused,
-            overridden=reason if refused else "",
-            checks=tuple(checks),
+        found = Verdict(gate="data", passed=True, checks=tuple(checks))
+        overridden = reason if found.failed and not found.final else ""
+        verdict = msgspec.structs.replace(
+            found, passed=bool(overridden) or not found.failed, overridden=overridden
         )
         summary.write(Path(blessing.uri) / SUMMARY)
         verdict.write(Path(blessing.uri) / REPORT)
@@ -164,7 +162,9 @@ def _summary(blessing: types.Artifact, statistics: types.Artifact) -> SpanSummar
 def _anomalies(artifact: types.Artifact, summary: SpanSummary) -> list[Check]:
     if not summary.images:
         note = f"span {summary.span} holds no images"
-        return [Check(metric="images", slice=OVERALL, candidate=0, passed=False, note=note)]
+        return [
+            Check(metric="images", slice=OVERALL, candidate=0, passed=False, note=note, final=True)
+        ]
     return describe(
         {
             split: anomalies_pb2.Anomalies.FromString(

@@ -25,6 +25,7 @@ from graftline.components.verdict import OVERALL, Check
 SHIFT = "shift"
 
 _DEALS = 5_000
+_DEALS_AT_ONCE = 100  # of thousands of classes each
 
 
 def compare(new: SpanSummary, old: SpanSummary, config: DataGateConfig) -> list[Check]:
@@ -112,12 +113,24 @@ def _chance(after: np.ndarray, before: np.ndarray) -> float:
     Pearson's chi-square by permutation: exact for classes with few images, too.
     """
     total = after + before
-    # A fixed seed: the same two spans must always get the same answer.
-    deals = np.random.default_rng(0).multivariate_hypergeometric(
-        total, int(after.sum()), size=_DEALS, method="marginals"
-    )
     expected = total * (after.sum() / total.sum())
-    found, dealt = (((counts - expected) ** 2 / total).sum(axis=-1) for counts in (after, deals))
+
+    def distance(counts: np.ndarray) -> np.ndarray:
+        return ((counts - expected) ** 2 / total).sum(axis=-1)
+
+    # A fixed seed: the same two spans must always get the same answer.
+    random = np.random.default_rng(0)
+    dealt = np.concatenate(
+        [
+            distance(
+                random.multivariate_hypergeometric(
+                    total, int(after.sum()), size=_DEALS_AT_ONCE, method="marginals"
+                )
+            )
+            for _ in range(_DEALS // _DEALS_AT_ONCE)
+        ]
+    )
+    found = distance(after)
     return float((1 + np.count_nonzero(dealt >= found * (1 - 1e-9))) / (1 + _DEALS))
 
 

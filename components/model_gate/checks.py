@@ -50,14 +50,6 @@ def judge(predictions: Predictions, config: ModelGateConfig, in_service: str = "
     return checks
 
 
-def confusion(predictions: Predictions) -> NDArray[np.int64]:
-    """Number of test images per true class (rows) and named class (columns), int64 (C, C)."""
-    size = len(predictions.classes)
-    named = predictions.candidate >= 0
-    pairs = predictions.label[named].astype(np.int64) * size + predictions.candidate[named]
-    return np.bincount(pairs, minlength=size * size).reshape(size, size)
-
-
 def _accuracy(predictions: Predictions, config: ModelGateConfig) -> Check:
     images = len(predictions.label)
     found = float(np.mean(predictions.candidate == predictions.label))

@@ -68,7 +68,7 @@ class Executor(BaseExecutor):
         _bless(blessing, verdict.passed, input_dict["model"][0], baseline)
         verdict.write(Path(blessing.uri) / REPORT)
         verdict.write(report_dir / REPORT)
-        confusion.draw(checks.confusion(predictions), classes, report_dir / PICTURE)
+        confusion.draw(predictions.label, predictions.candidate, classes, report_dir / PICTURE)
 
 
 class ModelGateSpec(ComponentSpec):

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
-from graftline.components.ingest.spans import Span, Summary, list_spans
+from graftline.components.ingest.spans import SPLITS, Span, Summary, list_spans
 from graftline.pipeline import run_record
 from graftline.pipeline.cli.project_command import project_command
 from graftline.pipeline.project import Project
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# What fits on a screen; --json has everything.
+_MOST_SPANS = 5
+_MOST_CLASSES = 40
 
 
 @project_command("drop")
@@ -81,15 +91,43 @@ def drops(project: Project, as_json: bool) -> None:
             trained.get((span.number, span.version)) or "not yet",
         )
     Screen().print(table)
-    labels: dict[str, int] = {}
-    for span in {span.number: span for span in spans}.values():
-        for label, count in span.summary.per_class.items():
-            labels[label] = labels.get(label, 0) + count
-    click.echo("images per class: " + ", ".join(f"{k} {v}" for k, v in sorted(labels.items())))
+    Screen().print(_classes(spans))
     untrained = [span for span in spans if (span.number, span.version) not in trained]
     click.echo(
         "Next: graftline run" if untrained else "All are trained. Next: graftline drop SOURCE"
     )
+
+
+def _classes(spans: Sequence[Span]) -> Table:
+    """Images per class, in each of the newest spans: to train / eval / test."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    newest = list({span.number: span for span in spans}.values())
+    shown = newest[-_MOST_SPANS:]
+    totals: Counter[str] = Counter()
+    for span in newest:
+        totals.update(span.summary.per_class)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("class")
+    for span in shown:
+        table.add_column(f"span {span.number}", justify="right")
+    table.add_column("all spans", justify="right")
+    for label, total in totals.most_common(_MOST_CLASSES):
+        counts = (
+            " / ".join(str(span.summary.counts.get(name, {}).get(label, 0)) for name in SPLITS)
+            for span in shown
+        )
+        table.add_row(escape(label), *counts, str(total))
+    left_out = []
+    if len(totals) > _MOST_CLASSES:
+        left_out.append(f"{len(totals) - _MOST_CLASSES} smaller classes")
+    if len(newest) > _MOST_SPANS:
+        left_out.append(f"{len(newest) - _MOST_SPANS} earlier spans")
+    also = f"; --json has {' and '.join(left_out)}, too" if left_out else ""
+    table.caption = f"{' / '.join(SPLITS)}{also}"
+    table.caption_justify = "left"
+    return table
 
 
 def _trained(project: Project) -> dict[tuple[int, int], str]:

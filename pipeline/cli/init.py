@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from graftline.pipeline.cli.project_command import OverridingCommand
 from graftline.pipeline.config import FILE_NAME, ModelConfig
 from graftline.serving.errors import UserError
 
@@ -25,7 +26,7 @@ _IGNORED = """\
 """
 
 
-@click.command("init")
+@click.command("init", cls=OverridingCommand)
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
     "--images",
@@ -38,20 +39,16 @@ _IGNORED = """\
 def init(directory: Path, images: Path, name: str | None, as_json: bool) -> None:
     """Make a project folder: a commented configuration and a schema to review."""
     from graftline.components.ingest.survey import survey
-    from graftline.pipeline.config import Config, write_config
+    from graftline.pipeline.config import Config, override, write_config
     from graftline.schemas import curated
 
+    overrides = click.get_current_context().meta["overrides"]
+    override(Config(), overrides)  # a mistake is told before the images are looked at
     config_file = directory / FILE_NAME
     if config_file.exists():
         raise UserError(
             f"{directory} is a project already: {FILE_NAME} is there and is not overwritten. "
             "Edit it, or choose another folder."
-        )
-    schema_file = directory / Config().paths.schema
-    if schema_file.exists():
-        raise UserError(
-            f"{schema_file} is there already and is not overwritten: move it away, or choose "
-            "another folder."
         )
     if name is not None:
         _check_name(name)
@@ -65,6 +62,14 @@ def init(directory: Path, images: Path, name: str | None, as_json: bool) -> None
         model=ModelConfig(name=name or _model_name(directory)),
         image=type(defaults.image)(size=size),
     )
+    config = override(config, overrides)
+    size = config.image.size
+    schema_file = directory / Path(config.paths.schema).expanduser()
+    if schema_file.exists():
+        raise UserError(
+            f"{schema_file} is there already and is not overwritten: move it away, or choose "
+            "another folder."
+        )
     classes = sorted(found.classes)
     try:
         curated.write(curated.build(classes), schema_file)

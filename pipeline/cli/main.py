@@ -8,6 +8,8 @@ import json
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -67,37 +69,54 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(end.exit_code)
     except click.ClickException as error:
         error.show()
-        sys.exit(2)
+        _fail(arguments, {"error": error.format_message()}, 2)
     except UserError as error:
-        _fail(arguments, "error", str(error), 2)
+        print(error, file=sys.stderr)
+        _fail(arguments, {"error": str(error)}, 2)
     except Refused as refusal:
-        _fail(arguments, "refused", str(refusal), 3)
+        print(refusal, file=sys.stderr)
+        _fail(arguments, {"refused": str(refusal), "verdict": refusal.verdict}, 3)
     except (KeyboardInterrupt, click.Abort):
-        _fail(arguments, "interrupted", "Interrupted; nothing half-done was left in service.", 130)
+        said = "Interrupted; nothing half-done was left in service."
+        print(said, file=sys.stderr)
+        _fail(arguments, {"interrupted": said}, 130)
     except Exception as crash:
         _crash(arguments, crash, context.get("project"))
 
 
-def _fail(arguments: Sequence[str], kind: str, message: str, code: int) -> None:
-    print(message, file=sys.stderr)
+def _fail(arguments: Sequence[str], answer: dict[str, object], code: int) -> NoReturn:
+    """Ends the process; whoever asked for JSON gets a document on failure, too."""
     if "--json" in arguments:
-        print(json.dumps({kind: message, "exit_code": code}))
+        print(json.dumps({**answer, "exit_code": code}, ensure_ascii=False))
     sys.exit(code)
 
 
-def _crash(arguments: Sequence[str], crash: Exception, project: object) -> None:
+def _crash(arguments: Sequence[str], crash: Exception, project: object) -> NoReturn:
     """The traceback goes to a log, its last line to the screen."""
     last_line = traceback.format_exception_only(crash)[-1].strip()
-    if not isinstance(project, Project):
+    said = f"Graftline crashed: {last_line}"
+    try:
+        log = _log_crash(arguments, project) if isinstance(project, Project) else None
+    except OSError:
+        log = None
+    if log is None:
         traceback.print_exc()
-        _fail(arguments, "crash", f"Graftline crashed: {last_line}", 1)
-        return
-    project.runs.mkdir(parents=True, exist_ok=True)
-    log = latest_log() or project.runs / "crash.log"
+    else:
+        said += f"\nThe traceback is in {log}."
+    print(said, file=sys.stderr)
+    _fail(arguments, {"crash": said}, 1)
+
+
+def _log_crash(arguments: Sequence[str], project: Project) -> Path:
+    """Appends the traceback of the exception at hand to the run's log, or to one of its own."""
+    log = latest_log()
+    if log is None:
+        project.runs.mkdir(parents=True, exist_ok=True)
+        log = project.runs / "crash.log"
     with log.open("a", encoding="utf-8") as stream:
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         stream.write(f"{now} graftline {' '.join(arguments)}\n{traceback.format_exc()}\n")
-    _fail(arguments, "crash", f"Graftline crashed: {last_line}\nThe traceback is in {log}.", 1)
+    return log
 
 
 if __name__ == "__main__":

@@ -10,20 +10,35 @@ from typing import Any
 
 import click
 
-from graftline.pipeline.config import Config
 from graftline.pipeline.project import Project
 
-_OVERRIDE = re.compile(rf"^({'|'.join(Config.__struct_fields__)})(\.[a-z_]+)+=")
+_OVERRIDE = re.compile(r"^[a-z_]+(\.[a-z_]+)+=")
 
 
-class _ProjectCommand(click.Command):
-    """Takes `section.key=value` out of the arguments wherever they stand."""
+class OverridingCommand(click.Command):
+    """Takes `section.key=value` out of the arguments wherever they stand, but as an option's value.
+
+    They are in the context's `meta["overrides"]`.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.meta["overrides"] = [arg for arg in args if _OVERRIDE.match(arg)]
-        return super().parse_args(ctx, [arg for arg in args if not _OVERRIDE.match(arg)])
+        """Sets the overrides aside; the rest is parsed as usual."""
+        valued = {
+            name
+            for option in self.params
+            if isinstance(option, click.Option) and not option.is_flag
+            for name in option.opts
+        }
+        overrides: list[str] = []
+        others: list[str] = []
+        for before, arg in zip(["", *args], args, strict=False):
+            taken = _OVERRIDE.match(arg) and before not in valued
+            (overrides if taken else others).append(arg)
+        ctx.meta["overrides"] = overrides
+        return super().parse_args(ctx, others)
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """The usage line, overrides included."""
         return [*super().collect_usage_pieces(ctx), "[SECTION.KEY=VALUE]..."]
 
 
@@ -49,6 +64,6 @@ def project_command(name: str) -> Callable[[Callable[..., None]], click.Command]
             ctx.meta["project"] = project
             function(project, as_json=as_json, **options)
 
-        return click.command(name, cls=_ProjectCommand)(command)
+        return click.command(name, cls=OverridingCommand)(command)
 
     return decorate

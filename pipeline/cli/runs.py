@@ -11,6 +11,8 @@ from graftline.pipeline import run_record
 from graftline.pipeline.cli.project_command import project_command
 from graftline.pipeline.project import Project
 from graftline.pipeline.run_record import RunRecord
+from graftline.serving.base_path import BasePath
+from graftline.serving.errors import UserError
 
 
 @project_command("run")
@@ -26,10 +28,14 @@ def run(project: Project, as_json: bool, **request: object) -> None:
     known = {record.run_id for record in run_record.records(project.runs)}
     record = retrain.run(project, msgspec.convert(request, retrain.Request), quiet=as_json)
     if record.run_id in known and not as_json:
+        number = record.published_version
+        states = {v.number: v.state for v in BasePath(project.base_path).versions()}
+        state = states.get(number or 0, "deleted")
+        now = f", which is {state} now" if state in ("withdrawn", "deleted") else ""
         click.echo(
-            f"{record.target} was trained by {record.run_id} and published as version "
-            f"{record.published_version}: nothing to do. Train it again with --force, or bring "
-            "new images with `graftline drop SOURCE`."
+            f"{record.target} was trained by {record.run_id} and published as version {number}"
+            f"{now}: nothing to do. Train it again with --force, or bring new images with "
+            "`graftline drop SOURCE`."
         )
         return
     _end(project, record, as_json)
@@ -38,6 +44,12 @@ def run(project: Project, as_json: bool, **request: object) -> None:
 @project_command("resume")
 def resume(project: Project, as_json: bool) -> None:
     """Go on with the run that crashed or was killed, from the node that failed."""
+    overrides = click.get_current_context().meta["overrides"]
+    if overrides:
+        raise UserError(
+            f"A resumed run keeps the configuration that it began with, so {' '.join(overrides)} "
+            "cannot be given. Start anew with `graftline run` to run with another."
+        )
     from graftline.pipeline import retrain
 
     _end(project, retrain.resume(project, quiet=as_json), as_json)

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from commands import Command, graftline, last_run
+from commands import HALTED, Command, graftline, last_run
 from graftline.pipeline import run_record
 from graftline.serving.base_path import BasePath
 
@@ -29,35 +29,53 @@ NODES = (
 )
 
 
-def test_killed_in_every_node_a_run_resumes_and_does_nothing_twice(project):
-    command = Command(project, "run")
-    killed = []
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_stopped_in_every_node_a_run_resumes_and_does_nothing_twice(project, number):
+    base_path = BasePath(project / "serving" / "blobs")
+    command = "run"
     for node in NODES:
-        if command.kill_in(node):
-            killed.append(node)
-            assert last_run(project).state == run_record.INTERRUPTED
-            command = Command(project, "resume")
-    assert command.wait() == 0, command.output
+        stopped = Command(project, command, halt_in=node)
+        assert stopped.kill(number) == (-number if number == signal.SIGKILL else 130)
+        record = last_run(project)
+        assert (record.run_id, record.state) == ("run-0001", run_record.INTERRUPTED)
+        assert record.nodes[-1].id == node
+        assert {n.state for n in record.nodes[:-2]} <= {"cached", "done"}
+        command = "resume"
+    # Stopped in the publisher, the version was published and not yet recorded as such.
+    assert [v.number for v in base_path.versions()] == [1]
+    graftline(project, "resume")
 
-    assert set(killed) >= {"ImportExampleGen", "StatisticsGen", "Transform", "Trainer", "Evaluator"}
-    assert [v.number for v in BasePath(project / "serving" / "blobs").versions()] == [1]
-    record = last_run(project)
-    assert record.run_id == "run-0001"
-    states = {node.id: node.state for node in record.nodes}
-    assert states["StatisticsGen"] == states["Trainer"] == "cached"
+    assert [v.number for v in base_path.versions()] == [1]
+    states = {node.id: node.state for node in last_run(project).nodes}
+    assert {states[node] for node in ("ImportExampleGen", "Trainer", "Evaluator")} == {"cached"}
+    trainings = list((project / "tfx" / "Trainer" / "model").iterdir())
+    assert len(trainings) == 1, "what was cut off is gone, what was whole was not made again"
     graftline(project, "verify")
     assert "nothing to resume" in graftline(project, "resume", expect=2)
 
 
-def test_ctrl_c_is_told_and_recorded_and_a_second_run_is_turned_away_meanwhile(project):
+def test_a_resumed_run_looks_at_every_node_anew_where_the_schema_changed_meanwhile(project):
+    Command(project, "run", halt_in="Trainer").kill(signal.SIGKILL)
+    schema = project / "schema" / "schema.pbtxt"
+    schema.write_text(schema.read_text().replace('value: "red"', 'value: "crimson"'))
+
+    assert "red" in graftline(project, "resume", expect=3)
+
+    assert last_run(project).refused_by == "data"
+
+
+def test_while_a_run_is_under_way_another_is_turned_away_and_all_is_shown(project):
     assert "No run yet" in graftline(project, "status")
-    first = Command(project, "run")
-    while not last_run(project):
+    first = Command(project, "run", halt_in="StatisticsGen")
+    while not (project / HALTED).exists():
         assert first.process.is_alive(), first.output
 
-    assert "Another run is under way" in graftline(project, "run", expect=2)
+    assert "run-0001" in graftline(project, "run", expect=2)
+    assert "run-0001" in graftline(project, "resume", expect=2)
+    assert "under way" in graftline(project, "status")
 
-    assert first.kill_in("StatisticsGen", signal.SIGINT)
-    assert first.wait() == 130
-    assert last_run(project).state == run_record.INTERRUPTED
+    assert first.kill(signal.SIGINT) == 130
+    assert "Interrupted" in first.output
     assert "graftline resume" in graftline(project, "status")
+    refused = graftline(project, "resume", "trainer.batch_size=8", expect=2)
+    assert "keeps the configuration" in refused

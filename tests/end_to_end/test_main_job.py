@@ -45,15 +45,19 @@ def test_a_worse_candidate_is_refused_and_kept_and_a_person_can_bless_it(publish
     worse = ["trainer.frozen.rate=1e-9", "trainer.frozen.epochs=1"]
     worse += ["model_gate.min_accuracy=0", "model_gate.min_class_recall=0"]
 
-    output = graftline(published, "run", "--force", *worse, expect=3)
+    refusal = answer(published, "run", "--force", *worse, expect=3)
 
-    assert "nothing was published" in output
+    assert "nothing was published" in refusal["refused"]
     assert in_service(published) == before
+    refused = last_run(published)
     assert any(
-        check.passed is False and check.baseline for check in verdict(published, "model").checks
+        check["passed"] is False and check["baseline"] for check in refusal["verdict"]["checks"]
     )
-    assert "--reason" in graftline(published, "run", "--force", "--bless", *worse, expect=2)
-    graftline(published, "run", "--bless", "--reason", "a drill", "--force", *worse)
+    assert "--reason" in graftline(published, "run", "--bless", expect=2)
+    output = graftline(published, "run", "--bless", "--reason", "a drill")
+    assert refused.run_id in output
+    blessed = {node.id: node.state for node in last_run(published).nodes}
+    assert (blessed["Trainer"], blessed["Evaluator"]) == ("cached", "cached")
     folder = BasePath(published / "serving" / "blobs").folder()
     assert json.loads((folder / "manifest.json").read_text())["overridden"] == "a drill"
     graftline(published, "rollback", "--reason", "the drill is over")

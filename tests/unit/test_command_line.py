@@ -3,10 +3,13 @@
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
+from graftline.components.ingest.spans import Summary
+from graftline.pipeline import run_record
 from graftline.pipeline.cli.drops import _trained
 from graftline.pipeline.cli.main import main
 from graftline.pipeline.config import Config, load_config
@@ -134,6 +137,62 @@ def test_an_override_is_taken_wherever_it_stands_and_an_unknown_one_is_refused(t
     assert "Did you mean batch_size" in capsys.readouterr().err
 
 
+def test_an_unknown_section_is_a_mistake_in_the_configuration(tmp_path, capsys):
+    graftline("init", tmp_path / "p", "--images", images(tmp_path / "images", "a", "b"))
+    assert graftline("drops", "--project", tmp_path / "p", "trainr.seed=3") == 2
+    assert "Did you mean trainer" in capsys.readouterr().err
+
+
+def test_the_value_of_an_option_is_no_override(tmp_path, capsys):
+    graftline("init", tmp_path / "p", "--images", images(tmp_path / "images", "a", "b"))
+    said = ("--reason", "trainer.bach_size=3 was wrong")
+    assert graftline("rollback", "--project", tmp_path / "p", *said) == 2
+    assert "nothing is published" in capsys.readouterr().err
+
+
+def test_init_writes_what_is_overridden(tmp_path):
+    source = images(tmp_path / "images", "a", "b")
+    assert graftline("init", tmp_path / "p", "trainer.seed=7", "--images", source) == 0
+    assert load_config(tmp_path / "p" / "graftline.yaml").trainer.seed == 7
+
+
+def test_init_refuses_an_unknown_key_before_anything_is_written(tmp_path, capsys):
+    source = images(tmp_path / "images", "a", "b")
+    assert graftline("init", tmp_path / "p", "trainer.sed=7", "--images", source) == 2
+    assert "Did you mean seed" in capsys.readouterr().err
+    assert not (tmp_path / "p").exists()
+
+
+def test_drops_lists_images_per_class_and_split_of_every_span(tmp_path, capsys):
+    graftline("init", tmp_path / "p", "--images", images(tmp_path / "images", "a", "b"))
+    folder = tmp_path / "p" / "spans" / "span-1" / "version-1"
+    folder.mkdir(parents=True)
+    summary = Summary(
+        source="here",
+        kind="folder per class",
+        created="2026-01-01T00:00:00",
+        graftline="0",
+        images=30,
+        bytes=1,
+        counts={"train": {"a": 14, "b": 9}, "eval": {"a": 3}, "test": {"b": 4}},
+        quarantined={},
+    )
+    (folder / "drop.json").write_bytes(msgspec.json.encode(summary))
+    capsys.readouterr()
+
+    assert graftline("drops", "--project", tmp_path / "p") == 0
+
+    printed = capsys.readouterr().out
+    assert "14 / 3 / 0" in printed
+    assert "9 / 0 / 4" in printed
+
+
+@pytest.mark.parametrize("arguments", [["--nonsense"], ["--span", "x"]])
+def test_with_json_a_mistaken_option_is_a_document_too(arguments, capsys):
+    assert graftline("run", *arguments, "--json") == 2
+    assert arguments[0] in json.loads(capsys.readouterr().out)["error"]
+
+
 def test_with_json_an_error_is_a_document_too(tmp_path, capsys):
     assert graftline("drops", "--project", tmp_path, "--json") == 2
     assert json.loads(capsys.readouterr().out)["exit_code"] == 2
@@ -150,6 +209,41 @@ def test_a_crash_is_one_line_on_screen_and_a_traceback_in_a_log(tmp_path, capsys
     assert "crash.log" in said
     assert "Traceback" not in said
     assert "Traceback" in (project / "runs" / "crash.log").read_text()
+
+
+def test_a_crash_in_a_project_that_cannot_be_written_shows_its_traceback(
+    tmp_path, capsys, stranger
+):
+    project = tmp_path / "p"
+    graftline("init", project, "--images", images(tmp_path / "images", "a", "b"))
+    (project / "runs" / "run-0001" / "run.json").mkdir(parents=True)
+    for folder in [*tmp_path.parents, tmp_path, project, project / "runs"]:
+        folder.chmod(folder.stat().st_mode | 0o055)
+    stranger()
+
+    assert graftline("status", "--project", project) == 1
+
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_whoever_may_only_read_sees_whether_a_run_is_under_way(tmp_path, stranger):
+    runs = tmp_path / "runs"
+    held = run_record.lock(runs)
+    for folder in [*tmp_path.parents, tmp_path, runs]:
+        folder.chmod(folder.stat().st_mode | 0o055)
+    stranger()
+    assert run_record.is_locked(runs)
+    with held:
+        pass
+    assert not run_record.is_locked(runs)
+
+
+def test_runs_are_listed_by_number(tmp_path):
+    for number in (9999, 10000):
+        (tmp_path / f"run-{number}").mkdir()
+        RunRecord(run_id=f"run-{number}", span=1, version=1).write(tmp_path)
+    assert [r.run_id for r in run_record.records(tmp_path)] == ["run-10000", "run-9999"]
+    assert run_record.new_run_id(tmp_path) == "run-10001"
 
 
 def test_a_damaged_record_of_a_run_is_named(tmp_path, capsys):

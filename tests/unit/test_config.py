@@ -64,6 +64,16 @@ def test_the_plain_data_of_a_configuration_has_every_section():
         ("- a list", ["sections"]),
         ("model: {name: a}\nmodel: {name: b}", ["not valid YAML", "stands twice"]),
         ("model: [", ["not valid YAML"]),
+        ("{a: b}: c", ["not valid YAML", "a key must be a word"]),
+        ("[a, b]: c", ["not valid YAML", "a key must be a word"]),
+        (
+            "model_gate: {bounds: [{metric: recall, slice: a, at_most: 1}]}",
+            ["model_gate.bounds", "at_most", "Did you mean at_least"],
+        ),
+        (
+            "model_gate: {bounds: [{metric: recall, slice: a, at_least: 7}]}",
+            ["model_gate.bounds", "found 7"],
+        ),
         ("trainer: {backbone: resnet50, weights: bundled}", ["trainer", "bundled"]),
     ],
 )

@@ -128,6 +128,15 @@ def test_an_unknown_class_beyond_those_that_statistics_list_still_stops_the_run(
     assert not gate.verdict(1).passed
 
 
+def test_nobody_can_let_an_unknown_class_through(gate: Gate) -> None:
+    odd = images(20)
+    odd.loc[:2, "label"] = "tulpe"
+    with pytest.raises(Refused, match="tulpe"):
+        gate.judge(1, {"train": odd}, accept_reason="it is a tulip")
+    assert gate.verdict(1).final
+    assert not gate.verdict(1).overridden
+
+
 def test_the_same_anomaly_in_two_splits_is_told_once(gate: Gate) -> None:
     nameless = images(20).drop(columns="luma_std")
     with pytest.raises(Refused):

@@ -146,8 +146,20 @@ def test_the_confusion_matrix_is_drawn(gate: Gate) -> None:
 
 
 def test_class_names_are_drawn_as_they_are(tmp_path: Path) -> None:
-    confusion.draw(np.eye(2, dtype=np.int64), [r"$\\frac$", "a_b^{"], tmp_path / "matrix.png")
+    classes = np.arange(2, dtype=np.int32)
+    confusion.draw(classes, classes, [r"$\\frac$", "a_b^{"], tmp_path / "matrix.png")
     assert (tmp_path / "matrix.png").exists()
+
+
+def test_of_more_classes_than_can_be_read_those_with_most_mistakes_are_drawn(
+    tmp_path: Path,
+) -> None:
+    label = np.arange(30_000, dtype=np.int32)
+    named = np.where(label % 1000 == 7, label + 1, label).astype(np.int32)
+    named[5] = -1
+    confusion.draw(label, named, [f"class {i}" for i in label], tmp_path / "matrix.png")
+    with Image.open(tmp_path / "matrix.png") as picture:
+        assert max(picture.size) < 4000
 
 
 def test_rows_of_every_shard_become_arrays_in_the_order_of_the_classes(tmp_path: Path) -> None:
@@ -157,3 +169,8 @@ def test_rows_of_every_shard_become_arrays_in_the_order_of_the_classes(tmp_path:
     assert found.baseline is not None
     assert found.baseline.tolist() == [-1, -1]
     assert found.unknown == {"lily": 1}
+
+
+def test_confusion_counts_true_classes_by_row() -> None:
+    label, named = np.array([0, 0, 1, 2, 2]), np.array([0, 1, 1, 0, -1])
+    assert confusion.count(label, named, 3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]

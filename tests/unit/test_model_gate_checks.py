@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from graftline.components.model_gate.bootstrap import difference_interval
-from graftline.components.model_gate.checks import confusion, judge
+from graftline.components.model_gate.checks import judge
 from graftline.components.model_gate.config import Bound, ModelGateConfig
 from graftline.components.model_gate.predictions import Predictions
 from graftline.components.verdict import Check
@@ -217,8 +217,3 @@ def test_the_same_predictions_always_get_the_same_interval() -> None:
         difference_interval(right, wrong, confidence=0.95, resamples=1000) for _ in range(2)
     )
     assert first == second
-
-
-def test_confusion_counts_true_classes_by_row() -> None:
-    matrix = confusion(predictions([0, 0, 1, 2], [0, 1, 1, 0]))
-    assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
