@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import tensorflow_data_validation as tfdv
+from ml_metadata.proto import metadata_store_pb2
 from tfx.components.example_gen.import_example_gen.component import ImportExampleGen
 from tfx.components.example_validator.component import ExampleValidator
 from tfx.components.pusher.component import Pusher
@@ -24,7 +25,6 @@ from tfx.dsl.compiler.compiler import Compiler
 from tfx.dsl.components.base import executor_spec
 from tfx.dsl.components.base.base_node import BaseNode
 from tfx.dsl.components.common.resolver import Resolver
-from tfx.orchestration.metadata import sqlite_metadata_connection_config
 from tfx.orchestration.pipeline import Pipeline
 from tfx.proto import (
     example_gen_pb2,
@@ -90,9 +90,17 @@ def create_pipeline(project: Project, plan: Plan, *, data_only: bool = False) ->
         pipeline_root=str(project.artifacts),
         components=nodes,
         enable_cache=True,
-        metadata_connection_config=sqlite_metadata_connection_config(str(project.metadata)),
+        metadata_connection_config=metadata_connection(project.metadata),
         beam_pipeline_args=[*project.config.beam.options, *_CODE_IS_INSTALLED],
     )
+
+
+def metadata_connection(database: Path) -> metadata_store_pb2.ConnectionConfig:
+    """How to reach the metadata database, which is made when it is missing."""
+    connection = metadata_store_pb2.ConnectionConfig()
+    connection.sqlite.filename_uri = str(database)
+    connection.sqlite.connection_mode = 3  # READWRITE_OPENCREATE
+    return connection
 
 
 def compile_pipeline(

@@ -23,6 +23,7 @@ from tfx.orchestration.portable import launcher, runtime_parameter_utils
 from tfx.proto.orchestration import pipeline_pb2
 
 from graftline.components.data_gate.component import DataBlessing
+from graftline.pipeline.create_pipeline import metadata_connection
 from graftline.pipeline.plan import SpanVersion
 
 Listener = Callable[[str, str, float], None]
@@ -92,10 +93,7 @@ def _run_node(
 def open_store(database: Path) -> Iterator[mlmd.MetadataStore]:
     """Opens the metadata database, making it when it is missing."""
     database.parent.mkdir(parents=True, exist_ok=True)
-    connection = metadata_store_pb2.ConnectionConfig()
-    connection.sqlite.filename_uri = str(database)
-    connection.sqlite.connection_mode = 3  # READWRITE_OPENCREATE
-    yield mlmd.MetadataStore(connection)
+    yield mlmd.MetadataStore(metadata_connection(database))
 
 
 def blessed_spans(store: mlmd.MetadataStore) -> set[SpanVersion]:

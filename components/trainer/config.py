@@ -45,18 +45,26 @@ class HeadConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ] = 0.2
 
 
+Schedule = Annotated[
+    Literal["constant", "cosine"],
+    Meta(description="How the rate goes on: constant, or cosine, falling to 0 by the last epoch."),
+]
+
+
 class FrozenPhase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """First phase: the backbone is fixed, only the head trains, on features computed once."""
 
     epochs: Annotated[int, Meta(ge=0, description="Most epochs; 0 leaves the phase out.")] = 30
     rate: Annotated[float, Meta(gt=0.0, description="Learning rate of Adam.")] = 1e-3
+    schedule: Schedule = "constant"
 
 
 class FineTunePhase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Second phase: the upper part of the backbone trains together with the head."""
 
-    epochs: Annotated[int, Meta(ge=0, description="Most epochs; 0 leaves the phase out.")] = 8
-    rate: Annotated[float, Meta(gt=0.0, description="Learning rate of Adam.")] = 1e-4
+    epochs: Annotated[int, Meta(ge=0, description="Most epochs; 0 leaves the phase out.")] = 5
+    rate: Annotated[float, Meta(gt=0.0, description="Learning rate of Adam.")] = 3e-4
+    schedule: Schedule = "cosine"
     fraction: Annotated[
         float,
         Meta(

@@ -27,15 +27,17 @@ class Watch(tf_keras.callbacks.Callback):
 
     Args:
         phase: `frozen` or `fine_tune`.
+        rate: learning rate that it begins with.
         patience: epochs without a lower loss on the eval split that end the phase.
         best: the best epoch of the phases before, to be improved on; None: there was none.
     """
 
-    def __init__(self, phase: str, patience: int, best: Best | None) -> None:
+    def __init__(self, phase: str, rate: float, patience: int, best: Best | None) -> None:
         super().__init__()
         self.epochs: list[Epoch] = []
         self.best = best
         self._phase = phase
+        self._rate = rate
         self._patience = patience
         self._waited = 0
         self._weights: list[np.ndarray] = []
@@ -58,11 +60,10 @@ class Watch(tf_keras.callbacks.Callback):
         """
         loss = (logs or {})["loss"]
         if not math.isfinite(loss):
-            rate = float(self.model.optimizer.learning_rate)
             raise UserError(
                 f"Training diverged: the loss became {loss} in step {batch + 1} of epoch "
                 f"{len(self.epochs) + 1} of the phase {self._phase}, at a learning rate of "
-                f"{rate:g}. Lower trainer.{self._phase}.rate."
+                f"{self._rate:g}. Lower trainer.{self._phase}.rate."
             )
         if time.monotonic() - self._shown > _PROGRESS_EVERY:
             self._shown = time.monotonic()
@@ -120,7 +121,9 @@ def run_phase(
     *,
     images: int,
     epochs: int,
+    batch_size: int,
     rate: float,
+    schedule: str,
     patience: int,
     best: Best | None,
     logs: str,
@@ -134,7 +137,10 @@ def run_phase(
         evaluation: the same of the eval split; None: nothing to watch, every epoch is run.
         images: number of training images.
         epochs: most epochs.
+        batch_size: images per step.
         rate: learning rate of Adam.
+        schedule: `constant`, or `cosine`: from `rate` down to 0 over all epochs
+            (Loshchilov and Hutter, SGDR, 2017, without restarts).
         patience: epochs without a lower loss on the eval split that end the phase.
         best: the best epoch of the phases before.
         logs: folder of the TensorBoard logs.
@@ -146,14 +152,16 @@ def run_phase(
         UserError: the loss is no number.
     """
     started = time.monotonic()
+    steps = epochs * -(-images // batch_size)
+    falling = tf_keras.optimizers.schedules.CosineDecay(rate, steps)
     model.compile(
         # The newer Adam has ten small operations per variable instead of one, and takes twice as
         # long to trace.
-        tf_keras.optimizers.legacy.Adam(rate),
+        tf_keras.optimizers.legacy.Adam(falling if schedule == "cosine" else rate),
         tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    watch = Watch(name, patience, best)
+    watch = Watch(name, rate, patience, best)
     board = tf_keras.callbacks.TensorBoard(f"{logs}/{name}", write_graph=False)
     fit: dict[str, Any] = {"validation_data": evaluation} if evaluation is not None else {}
     model.fit(train, epochs=epochs, verbose=0, callbacks=[watch, board], **fit)

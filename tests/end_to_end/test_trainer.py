@@ -233,7 +233,7 @@ with strategy.scope():
     batches = features.batches("frozen", 16, 0)
     phase, best = run_phase(
         "frozen", head, batches, features.batches("frozen", 16, None), images=50, epochs=20,
-        rate=0.1, patience=5, best=None, logs=sys.argv[1],
+        batch_size=16, rate=0.1, schedule="constant", patience=5, best=None, logs=sys.argv[1],
     )
 assert strategy.num_replicas_in_sync == 2
 assert best.eval_accuracy > 0.9, best

@@ -2,11 +2,9 @@
 
 import logging
 import os
-import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,21 +26,8 @@ def saved_model(folder: Path, size: int = 5) -> Path:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 256 KiB."""
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    _run_as_root("mount", "-t", "tmpfs", "-o", "size=256k", "graftline-test", str(mount))
-    yield mount
-    _run_as_root("umount", str(mount))
-
-
-def _run_as_root(*command: str) -> None:
-    if os.geteuid() != 0 or shutil.which(command[0]) is None:
-        pytest.skip("mounting a file system needs root")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"a file system cannot be mounted here: {done.stderr.strip()}")
+def small_disk(disks) -> Path:
+    return disks.mount("256k")
 
 
 def test_a_full_disk_is_said_and_leaves_nothing_behind(small_disk, tmp_path):
@@ -79,10 +64,10 @@ def _fill(log: Path, disk: Path) -> None:
             stream.write(b"x" * 4096)
 
 
-def test_a_read_only_disk_is_said(small_disk, tmp_path):
+def test_a_read_only_disk_is_said(disks, small_disk, tmp_path):
     base_path = BasePath(small_disk / "flowers")
     base_path.publish(saved_model(tmp_path / "trained"), MANIFEST)
-    _run_as_root("mount", "-o", "remount,ro", str(small_disk))
+    disks.make_read_only(small_disk)
     with pytest.raises(UserError, match=r"Read-only file system.*Make it writable"):
         base_path.publish(tmp_path / "trained", Manifest(model="flowers", model_id="b"))
     with pytest.raises(UserError, match=r"Cannot roll back.*Read-only file system"):
@@ -91,8 +76,8 @@ def test_a_read_only_disk_is_said(small_disk, tmp_path):
     assert base_path.verify() == {1: []}
 
 
-def test_a_base_path_that_cannot_be_made_on_a_read_only_disk_is_said(small_disk, tmp_path):
-    _run_as_root("mount", "-o", "remount,ro", str(small_disk))
+def test_a_base_path_that_cannot_be_made_on_a_read_only_disk_is_said(disks, small_disk, tmp_path):
+    disks.make_read_only(small_disk)
     with pytest.raises(UserError, match="Read-only file system"):
         BasePath(small_disk / "a" / "b").publish(saved_model(tmp_path / "trained"), MANIFEST)
 

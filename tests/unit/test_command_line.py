@@ -35,6 +35,22 @@ def images(folder: Path, *classes: str, size: tuple[int, int] = (120, 90), count
     return folder
 
 
+def a_span(project: Path, counts: dict[str, dict[str, int]]) -> None:
+    folder = project / "spans" / "span-1" / "version-1"
+    folder.mkdir(parents=True)
+    summary = Summary(
+        source="here",
+        kind="folder per class",
+        created="2026-01-01T00:00:00",
+        graftline="0",
+        images=sum(sum(split.values()) for split in counts.values()),
+        bytes=1,
+        counts=counts,
+        quarantined={},
+    )
+    (folder / "drop.json").write_bytes(msgspec.json.encode(summary))
+
+
 def test_init_writes_a_configuration_and_a_schema_for_the_images_found(tmp_path, capsys):
     source = images(tmp_path / "images", "rose", "Löwenzahn", "sun flower")
 
@@ -165,19 +181,7 @@ def test_init_refuses_an_unknown_key_before_anything_is_written(tmp_path, capsys
 
 def test_drops_lists_images_per_class_and_split_of_every_span(tmp_path, capsys):
     graftline("init", tmp_path / "p", "--images", images(tmp_path / "images", "a", "b"))
-    folder = tmp_path / "p" / "spans" / "span-1" / "version-1"
-    folder.mkdir(parents=True)
-    summary = Summary(
-        source="here",
-        kind="folder per class",
-        created="2026-01-01T00:00:00",
-        graftline="0",
-        images=30,
-        bytes=1,
-        counts={"train": {"a": 14, "b": 9}, "eval": {"a": 3}, "test": {"b": 4}},
-        quarantined={},
-    )
-    (folder / "drop.json").write_bytes(msgspec.json.encode(summary))
+    a_span(tmp_path / "p", {"train": {"a": 14, "b": 9}, "eval": {"a": 3}, "test": {"b": 4}})
     capsys.readouterr()
 
     assert graftline("drops", "--project", tmp_path / "p") == 0
@@ -185,6 +189,21 @@ def test_drops_lists_images_per_class_and_split_of_every_span(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "14 / 3 / 0" in printed
     assert "9 / 0 / 4" in printed
+
+
+def test_a_weight_file_is_looked_for_in_the_project_and_missed_before_anything_runs(
+    tmp_path, monkeypatch, capsys
+):
+    project = tmp_path / "p"
+    graftline("init", project, "--images", images(tmp_path / "images", "a", "b"))
+    a_span(project, {"train": {"a": 9, "b": 9}})
+    monkeypatch.chdir(project / "schema")
+
+    mobilenet = ("trainer.backbone=mobilenet_v2", "trainer.weights=weights/mine.h5")
+    assert graftline("run", *mobilenet) == 2
+
+    assert f"There is no weight file {project}/weights/mine.h5" in capsys.readouterr().err
+    assert not list((project / "runs").glob("run-*"))
 
 
 @pytest.mark.parametrize("arguments", [["--nonsense"], ["--span", "x"]])

@@ -2,8 +2,6 @@
 
 import functools
 import os
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,36 +74,10 @@ def test_a_file_that_changes_after_it_was_examined_is_named(source, tmp_path, ch
     assert_nothing_left(tmp_path)
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mounts real file systems of a given size."""
-    mounted = []
-
-    def mount(size: str) -> Path:
-        folder = tmp_path / f"disk-{size}"
-        folder.mkdir()
-        _run_as_root("mount", "-t", "tmpfs", "-o", f"size={size}", "graftline-test", str(folder))
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for folder in mounted:
-        # TensorFlow keeps a file open that it could not write; lazily it goes with the process.
-        _run_as_root("umount", "--lazy", str(folder))
-
-
-def _run_as_root(*command: str) -> None:
-    if os.geteuid() != 0 or shutil.which(command[0]) is None:
-        pytest.skip("mounting a file system needs root")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"a file system cannot be mounted here: {done.stderr.strip()}")
-
-
 # While listing (the holder's name, tables), examining, and writing TFRecords.
 @pytest.mark.parametrize("size", ["4k", "16k", "40k", "80k", "120k"])
-def test_a_disk_that_fills_at_any_moment_is_said_and_nothing_is_left(source, disk, size):
-    project = disk(size)
+def test_a_disk_that_fills_at_any_moment_is_said_and_nothing_is_left(source, disks, size):
+    project = disks.mount(size)
     with pytest.raises(UserError) as refused:
         take_in(source, project, max_quarantined=0.5)
     assert str(refused.value) == (
@@ -115,9 +87,9 @@ def test_a_disk_that_fills_at_any_moment_is_said_and_nothing_is_left(source, dis
     assert_nothing_left(project)
 
 
-def test_a_read_only_disk_is_said(source, disk):
-    project = disk("1m")
-    _run_as_root("mount", "-o", "remount,ro", str(project))
+def test_a_read_only_disk_is_said(source, disks):
+    project = disks.mount("1m")
+    disks.make_read_only(project)
     with pytest.raises(UserError, match=r"cannot be written: Read-only file system.*paths\.spans"):
         take_in(source, project)
 

@@ -33,10 +33,17 @@ def run(
 ) -> tuple[Phase, Best]:
     batches = tf.data.Dataset.from_tensor_slices((FEATURES, LABELS)).batch(16)
     evaluation = tf.data.Dataset.from_tensor_slices((FEATURES, eval_labels)).batch(16)
-    defaults = {"images": 64, "epochs": 6, "rate": 0.05, "patience": 2, "best": None}
-    return run_phase(
-        "frozen", model, batches, evaluation, logs=str(folder), **{**defaults, **settings}
-    )
+    defaults = {
+        "images": 64,
+        "batch_size": 16,
+        "epochs": 6,
+        "rate": 0.05,
+        "schedule": "constant",
+        "patience": 2,
+        "best": None,
+        "logs": str(folder),
+    }
+    return run_phase("frozen", model, batches, evaluation, **{**defaults, **settings})
 
 
 def test_keras_is_left_unconverted_by_one_rule_however_often_one_asks():
@@ -50,6 +57,17 @@ def test_a_phase_that_improves_runs_all_its_epochs(tmp_path):
     assert len(phase.epochs) == best.epoch == 6
     assert phase.epochs[-1].loss < phase.epochs[0].loss
     assert phase.trainable_parameters == 10
+
+
+def test_under_a_cosine_schedule_the_rate_falls_to_nothing_by_the_last_step(tmp_path):
+    model = linear()
+    run(model, tmp_path, schedule="cosine", epochs=5, patience=5)
+    rate = model.optimizer.learning_rate
+    rates = [float(rate(step)) for step in range(0, 21, 4)]
+    assert rates[0] == pytest.approx(0.05)
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == 0.0
+    assert int(model.optimizer.iterations) == 20
 
 
 def test_a_phase_ends_when_patience_runs_out_with_the_weights_of_its_best_epoch(tmp_path):
