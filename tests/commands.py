@@ -37,18 +37,20 @@ COLOURS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (50, 60, 210)}
 RESOLVERS = ("previous_span", "window", "in_service")
 
 
-def _command(arguments: list[str], folder: str, streams: list[str], halt_in: str) -> None:
+def _command(
+    arguments: list[str], folder: str, streams: list[Path], halt_in: str, halted: Path
+) -> None:
     os.chdir(folder)
     for stream, output in zip((1, 2), streams, strict=True):
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     if halt_in:
-        _halt_in(halt_in)
+        _halt_in(halt_in, halted)
     from graftline.pipeline.cli.main import main
 
     main(arguments)
 
 
-def _halt_in(node: str) -> None:
+def _halt_in(node: str, halted: Path) -> None:
     """Makes this process stand still in a node whose outputs are written, not yet registered."""
     from tfx.orchestration.portable.launcher import Launcher
 
@@ -58,14 +60,12 @@ def _halt_in(node: str) -> None:
     def halting(launcher: Launcher, *arguments: object) -> object:
         result = None if node in RESOLVERS else original(launcher, *arguments)
         if launcher._pipeline_node.node_info.id == node:
-            Path(HALTED).touch()
+            halted.touch()
             time.sleep(600)
+            os._exit(1)
         return original(launcher, *arguments) if node in RESOLVERS else result
 
     setattr(Launcher, method, halting)
-
-
-HALTED = "halted"
 
 
 class Command:
@@ -78,13 +78,12 @@ class Command:
     """
 
     def __init__(self, folder: Path, *arguments: str, halt_in: str = ""):
-        self.folder = folder
         name = f"{folder.name}-{time.monotonic_ns()}"
         self.streams = [folder.parent / f"{name}.{stream}" for stream in ("out", "err")]
-        (folder / HALTED).unlink(missing_ok=True)
+        self._halted = folder.parent / f"{name}.halted"
         self.process = _context.Process(
             target=_command,
-            args=(list(arguments), str(folder), [str(s) for s in self.streams], halt_in),
+            args=(list(arguments), str(folder), self.streams, halt_in, self._halted),
         )
         self.process.start()
 
@@ -104,11 +103,15 @@ class Command:
         """What it printed so far, errors last."""
         return "".join(stream.read_text() for stream in self.streams if stream.exists())
 
-    def kill(self, number: int) -> int:
-        """Sends a signal once it stands still in its node; returns the exit code."""
-        while not (self.folder / HALTED).exists():
+    def wait_halted(self) -> None:
+        """Waits until it stands still in its node."""
+        while not self._halted.exists():
             assert self.process.is_alive(), self.output
             time.sleep(0.01)
+
+    def kill(self, number: int) -> int:
+        """Sends a signal once it stands still in its node; returns the exit code."""
+        self.wait_halted()
         os.kill(self.process.pid or 0, number)
         return self.wait()
 

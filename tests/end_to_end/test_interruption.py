@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from commands import HALTED, Command, graftline, last_run
+from commands import Command, graftline, last_run
 from graftline.pipeline import run_record
 from graftline.serving.base_path import BasePath
 
@@ -67,8 +67,7 @@ def test_a_resumed_run_looks_at_every_node_anew_where_the_schema_changed_meanwhi
 def test_while_a_run_is_under_way_another_is_turned_away_and_all_is_shown(project):
     assert "No run yet" in graftline(project, "status")
     first = Command(project, "run", halt_in="StatisticsGen")
-    while not (project / HALTED).exists():
-        assert first.process.is_alive(), first.output
+    first.wait_halted()
 
     assert "run-0001" in graftline(project, "run", expect=2)
     assert "run-0001" in graftline(project, "resume", expect=2)

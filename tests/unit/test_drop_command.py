@@ -37,9 +37,12 @@ def test_a_drop_tells_what_became_of_the_images_and_drops_lists_it(tmp_path, cap
     assert said.splitlines()[-1] == "Next: graftline run --span 1"
 
     assert graftline("drops", "--project", project) == 0
-    assert "images per class: [red] rose 10, sun flower 10" in capsys.readouterr().out
+    listed = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert graftline("drops", "--project", project, "--json") == 0
     [span] = json.loads(capsys.readouterr().out)
+    for label in ("[red] rose", "sun flower"):
+        of_split = [str(span["counts"][split].get(label, 0)) for split in ("train", "eval", "test")]
+        assert f"{label} {' / '.join(of_split)} 10".split() in listed
     assert (span["span"], span["version"], span["images"]) == (1, 1, 20)
     assert span["quarantined"] == {"not-an-image": 1}
     assert span["trained"] is None
