@@ -92,6 +92,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_intermixed_args()
     images = options.images.resolve()
+    # A path in a configuration counts from the project, which is elsewhere.
+    options.overrides = [
+        f"{key}={Path(value).resolve() if Path(value).is_file() else value}"
+        for key, _, value in (override.partition("=") for override in options.overrides)
+    ]
     results = []
     with tempfile.TemporaryDirectory(prefix="graftline-accuracy-") as name:
         folder, project = Path(name), Path(name) / "project"

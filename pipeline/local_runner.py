@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import ml_metadata as mlmd
 from ml_metadata.proto import metadata_store_pb2
@@ -29,8 +30,16 @@ from graftline.pipeline.plan import SpanVersion
 Listener = Callable[[str, str, float], None]
 
 
+class NotInCache(Exception):
+    """A node whose result was to come from the cache would have had to be executed."""
+
+
 def run_pipeline(
-    ir: pipeline_pb2.Pipeline, run_id: str, store: mlmd.MetadataStore, listener: Listener
+    ir: pipeline_pb2.Pipeline,
+    run_id: str,
+    store: mlmd.MetadataStore,
+    listener: Listener,
+    cache_only: Collection[str] = (),
 ) -> None:
     """Executes all nodes in order.
 
@@ -40,8 +49,10 @@ def run_pipeline(
         store: the metadata store that the pipeline uses, to see how each node ended.
         listener: told of each node with its state (`running`, `done`, `cached`, `failed`) and the
             seconds it took.
+        cache_only: nodes that are not executed; what they give has to be there already.
 
     Raises:
+        NotInCache: it is not.
         Exception: whatever a node raised; the nodes after it did not run.
     """
     runtime_parameter_utils.substitute_runtime_parameter(
@@ -53,19 +64,30 @@ def run_pipeline(
         listener(node.node_info.id, "running", 0.0)
         state = "failed"
         try:
-            state = _run_node(ir, node, store)
+            state = _run_node(ir, node, store, cache_only)
         finally:
             listener(node.node_info.id, state, time.monotonic() - began)
 
 
+class _CacheOnlyLauncher(launcher.Launcher):
+    """Takes a node's result from the cache, or fails."""
+
+    def _run_executor(self, execution_info: object) -> NoReturn:
+        raise NotInCache(self._pipeline_node.node_info.id)
+
+
 def _run_node(
-    ir: pipeline_pb2.Pipeline, node: pipeline_pb2.PipelineNode, store: mlmd.MetadataStore
+    ir: pipeline_pb2.Pipeline,
+    node: pipeline_pb2.PipelineNode,
+    store: mlmd.MetadataStore,
+    cache_only: Collection[str],
 ) -> str:
     """Runs one node with TFX's portable launcher; returns how it ended."""
     began = time.time()
     deployment = runner_utils.extract_local_deployment_config(ir)
     connection = deployment.metadata_connection_config
-    executed = launcher.Launcher(
+    kind = _CacheOnlyLauncher if node.node_info.id in cache_only else launcher.Launcher
+    executed = kind(
         pipeline_node=node,
         mlmd_connection=metadata.Metadata(
             getattr(connection, connection.WhichOneof("connection_config"))

@@ -7,11 +7,13 @@ to run, so that a mistake or a span already trained is told at once.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import signal
 import tempfile
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 import msgspec
@@ -22,10 +24,12 @@ from graftline.pipeline import planning, run_record
 from graftline.pipeline.code_digest import code_digest, file_digest
 from graftline.pipeline.config import load_config, write_config
 from graftline.pipeline.console import Console
+from graftline.pipeline.plan import FILE_NAME as PLAN_NAME
 from graftline.pipeline.plan import Plan, SpanVersion
 from graftline.pipeline.project import Project
 from graftline.pipeline.run_record import NodeRecord, RunRecord
 from graftline.schemas import curated
+from graftline.serving.base_path import BasePath
 from graftline.serving.errors import Refused, UserError
 
 
@@ -69,9 +73,7 @@ def run(project: Project, request: Request, *, quiet: bool = False) -> RunRecord
         raise UserError("--reason belongs to --bless or --accept-anomalies.")
     curated.read(project.schema)
     if request.bless and not request.force:
-        last = _refused_candidate(project, request.span)
-        if last:
-            return _bless(project, last, request.reason, quiet=quiet)
+        return _bless(project, request, quiet=quiet)
     found = (
         latest_span(project.spans)
         if request.span is None
@@ -112,47 +114,104 @@ def resume(project: Project, *, quiet: bool = False) -> RunRecord:
         curated.read(begun.schema)
         _check_weights(begun)
         if last.digest != _digest(begun):
+            if last.took_up:
+                raise _gone(last.took_up)
+            published = _published_by(begun, last)
+            if published is not None:
+                # It died between the rename and its record, and other code must not judge it anew.
+                last.state, last.published_version = run_record.PUBLISHED, published
+                last.write(project.runs)
+                return last
             last.digest, last.attempt = _digest(begun), last.attempt + 1
+            _renew_baseline(begun, project.runs / last.run_id)
         last.state, last.error, last.finished = run_record.RUNNING, "", ""
         last.pid, last.nodes = os.getpid(), []
         last.write(project.runs)
         return _execute(begun, request, last, quiet=quiet)
 
 
-def _refused_candidate(project: Project, span: int | None) -> RunRecord | None:
-    """The last run, where the model gate refused its candidate and it was of the span asked for."""
-    last = next(run_record.records(project.runs), None)
-    if last is None or (last.state, last.refused_by) != (run_record.REFUSED, "model"):
-        return None
-    return last if span in (None, last.span) else None
+def _refused_candidate(project: Project, span: int | None) -> RunRecord:
+    """The last run, whose candidate the model gate refused, and which was of the span asked for.
+
+    Runs that were to publish it and came to no end are passed over.
+
+    Raises:
+        UserError: the last run is another one, or there is none.
+    """
+    unfinished = (run_record.INTERRUPTED, run_record.FAILED)
+    for last in run_record.records(project.runs):
+        if last.took_up and last.state in unfinished:
+            continue
+        if (last.state, last.refused_by) == (run_record.REFUSED, "model"):
+            if span in (None, last.span):
+                return last
+            raise UserError(
+                f"{last.run_id}, whose candidate was refused last, was of span {last.span}, not of "
+                f"span {span}. Publish it with `graftline run --bless --reason TEXT`, or train "
+                f"another with `graftline run --span {span}`."
+            )
+        raise UserError(
+            f"There is no candidate to bless: the last run, {last.run_id}, is {last.state}"
+            + (" by the data gate" if last.refused_by else "")
+            + ". Run the pipeline first, or let a new candidate pass whatever it is like with "
+            "`graftline run --force --bless --reason TEXT`."
+        )
+    raise UserError("There is no candidate to bless: start a run with `graftline run`.")
 
 
-def _bless(project: Project, refused: RunRecord, reason: str, *, quiet: bool) -> RunRecord:
-    """Publishes the candidate that the model gate refused in an earlier run.
+def _bless(project: Project, request: Request, *, quiet: bool) -> RunRecord:
+    """Publishes the candidate that the model gate refused in the last run.
 
     It is that run once more, with its configuration and its plan: what was trained and judged comes
     from the cache, and the version to compare with is the one in service now.
 
     Raises:
-        UserError: the candidate cannot be had any more.
+        UserError: there is none, or it cannot be had any more.
     """
+    # Under the lock a run that was cut off would seem to be under way.
+    refused = _refused_candidate(project, request.span)
     with run_record.lock(project.runs):
-        _check_writable(project)
-        begun, request = _begun(project, refused)
+        begun, asked = _begun(project, refused)
+        _check_writable(begun)
         if refused.digest != _digest(begun):
-            raise UserError(
-                f"The code or the schema has changed since {refused.run_id}: the candidate that it "
-                "refused would not be made again. Train a new one with `graftline run --force`."
-            )
+            raise _gone(refused.run_id)
         baseline, uri = planning.hold_in_service(begun)
         plan = msgspec.structs.replace(
             Plan.read(project.runs / refused.run_id),
             baseline=baseline,
             baseline_uri=uri,
-            bless=reason,
+            bless=request.reason,
         )
-        request = msgspec.structs.replace(request, bless=True, reason=reason)
-        return _begin(begun, request, refused.target, quiet=quiet, taken_up=(refused.run_id, plan))
+        asked = msgspec.structs.replace(asked, bless=True, reason=request.reason)
+        return _begin(begun, asked, refused.target, quiet=quiet, taken_up=(refused.run_id, plan))
+
+
+def _gone(refused: str) -> UserError:
+    return UserError(
+        f"The candidate that was refused in {refused} cannot be had any more: code, schema, "
+        "weights or the folder of artifacts are others by now, and it would not be made again as "
+        "it was. Train a new one with `graftline run --force`."
+    )
+
+
+def _published_by(project: Project, record: RunRecord) -> int | None:
+    """The version that a run has published, whatever its record says."""
+    began = datetime.datetime.fromisoformat(record.started)
+    for version in BasePath(project.base_path).versions():
+        manifest = version.manifest
+        # A folder of runs that was emptied counts from 1 again.
+        if manifest and manifest.run_id == record.run_id and (manifest.created or began) >= began:
+            return version.number
+    return None
+
+
+def _renew_baseline(project: Project, folder: Path) -> None:
+    """Lets a run that begins anew compare with what is in service now."""
+    if not (folder / PLAN_NAME).exists():
+        return
+    baseline, uri = planning.hold_in_service(project)
+    plan = Plan.read(folder)
+    msgspec.structs.replace(plan, baseline=baseline, baseline_uri=uri).write(folder)
 
 
 def _begin(
@@ -192,16 +251,18 @@ def _begun(project: Project, record: RunRecord) -> tuple[Project, Request]:
     """The project with the configuration that a run began with, and what was asked of it.
 
     Raises:
-        UserError: its span has been replaced since.
+        UserError: a span that it trains on has been replaced since.
     """
     folder = project.runs / record.run_id
     begun = Project(project.root, load_config(folder / "config.yaml"))
-    newest = find_span(begun.spans, record.span)
-    if newest.version != record.version:
-        raise UserError(
-            f"{record.run_id} cannot go on: {record.target} has been replaced by version "
-            f"{newest.version} meanwhile. Start anew with `graftline run --span {record.span}`."
-        )
+    planned = (folder / PLAN_NAME).exists()
+    for entry in Plan.read(folder).window if planned else (record.target,):
+        newest = find_span(begun.spans, entry.span)
+        if newest.version != entry.version:
+            raise UserError(
+                f"{record.run_id} cannot go on: {entry} has been replaced by version "
+                f"{newest.version} meanwhile. Start anew with `graftline run --span {record.span}`."
+            )
     return begun, msgspec.json.decode((folder / "request.json").read_bytes(), type=Request)
 
 
@@ -270,17 +331,15 @@ class _Execution:
 
     def _decide(self) -> Plan:
         """The plan of the run, made once; spans of its window that no run has seen come first."""
-        if (self._folder / "plan.json").exists():
+        if (self._folder / PLAN_NAME).exists():
+            plan = Plan.read(self._folder)
+            if plan.baseline and not Path(plan.baseline_uri or "?").is_dir():
+                _renew_baseline(self._project, self._folder)
             return Plan.read(self._folder)
         from graftline.pipeline.local_runner import blessed_spans
 
-        refused = {
-            span
-            for record in run_record.records(self._project.runs)
-            for span in record.refused_spans
-        }
         for missing in planning.never_ingested(
-            self._project, self._record.target, blessed_spans(self._store), refused
+            self._project, self._record.target, blessed_spans(self._store), self._refused_spans()
         ):
             self._console.line(f"  {missing} is in the window and was never ingested:")
             self._ingest(self._plan(missing))
@@ -305,9 +364,21 @@ class _Execution:
     def _describe(self, plan: Plan) -> str:
         spans = ", ".join(str(entry) for entry in plan.window)
         against = f"version {plan.baseline}" if plan.baseline else "nothing yet in service"
-        out = planning.left_out(self._project, plan)
-        without = f", without {', '.join(map(str, out))} (refused)" if out else ""
+        refused = self._refused_spans()
+        out = [
+            f"{span} ({'refused' if span in refused else 'came later'})"
+            for span in planning.left_out(self._project, plan)
+        ]
+        without = f", without {', '.join(out)}" if out else ""
         return f"  trains on {spans}{without}; compared with {against}"
+
+    def _refused_spans(self) -> set[SpanVersion]:
+        """What the data gate has refused so far."""
+        return {
+            span
+            for record in run_record.records(self._project.runs)
+            for span in record.refused_spans
+        }
 
     def _ingest(self, plan: Plan) -> None:
         """Takes an earlier span in; when it is refused, the run goes on without it."""
@@ -318,13 +389,17 @@ class _Execution:
 
     def _run(self, plan: Plan, *, data_only: bool) -> None:
         from graftline.pipeline.create_pipeline import compile_pipeline, report_folder
-        from graftline.pipeline.local_runner import run_pipeline
+        from graftline.pipeline.local_runner import NotInCache, run_pipeline
 
         ir = compile_pipeline(self._project, plan, data_only=data_only)
         # A resumed run goes by the same name: a node that failed takes its execution up again.
         run_id = self._record.key + (f"-span-{plan.target.span}" if data_only else "")
+        # A candidate that was judged is published as it is; another one is not let through for it.
+        cache_only = ("Trainer",) if self._record.took_up else ()
         try:
-            run_pipeline(ir, run_id, self._store, self._listen)
+            run_pipeline(ir, run_id, self._store, self._listen, cache_only)
+        except NotInCache as error:
+            raise _gone(self._record.took_up) from error
         except Refused:
             self._record.refused_spans = (*self._record.refused_spans, plan.target)
             if not data_only:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ RESOLVERS = ("previous_span", "window", "in_service")
 def _command(
     arguments: list[str], folder: str, streams: list[Path], halt_in: str, halted: Path
 ) -> None:
+    # Tests that run in the background may have inherited that Ctrl-C is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(folder)
     for stream, output in zip((1, 2), streams, strict=True):
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)

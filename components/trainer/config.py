@@ -55,7 +55,7 @@ class FrozenPhase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """First phase: the backbone is fixed, only the head trains, on features computed once."""
 
     epochs: Annotated[int, Meta(ge=0, description="Most epochs; 0 leaves the phase out.")] = 30
-    rate: Annotated[float, Meta(gt=0.0, description="Learning rate of Adam.")] = 1e-3
+    rate: Annotated[float, Meta(gt=0.0, le=1e38, description="Learning rate of Adam.")] = 1e-3
     schedule: Schedule = "constant"
 
 
@@ -63,7 +63,7 @@ class FineTunePhase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Second phase: the upper part of the backbone trains together with the head."""
 
     epochs: Annotated[int, Meta(ge=0, description="Most epochs; 0 leaves the phase out.")] = 5
-    rate: Annotated[float, Meta(gt=0.0, description="Learning rate of Adam.")] = 3e-4
+    rate: Annotated[float, Meta(gt=0.0, le=1e38, description="Learning rate of Adam.")] = 3e-4
     schedule: Schedule = "cosine"
     fraction: Annotated[
         float,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,7 +56,7 @@ def drop(
         )
     summary = taken.summary
     if as_json:
-        print(json.dumps(_as_data(taken, None), indent=2, ensure_ascii=False))
+        print(json.dumps(_as_data(taken, None, None), indent=2, ensure_ascii=False))
         return
     _print_summary(taken, summary, project)
 
@@ -65,9 +65,13 @@ def drop(
 def drops(project: Project, as_json: bool) -> None:
     """List the spans: images per split and class, and by which runs they were trained."""
     spans = list_spans(project.spans)
-    trained = _trained(project)
+    trained, refused = _trained(project), _refused(project)
     if as_json:
-        rows = [_as_data(span, trained.get((span.number, span.version))) for span in spans]
+        rows = [
+            _as_data(span, trained.get(key), refused.get(key))
+            for span in spans
+            for key in [(span.number, span.version)]
+        ]
         print(json.dumps(rows, indent=2, ensure_ascii=False))
         return
     if not spans:
@@ -80,7 +84,7 @@ def drops(project: Project, as_json: bool) -> None:
     for name in ("span", "version", "train", "eval", "test", "quarantined", "taken in", "trained"):
         table.add_column(name, justify="right" if name in ("train", "eval", "test") else "left")
     for span in spans:
-        summary = span.summary
+        key, summary = (span.number, span.version), span.summary
         split = summary.per_split
         table.add_row(
             str(span.number),
@@ -88,14 +92,24 @@ def drops(project: Project, as_json: bool) -> None:
             *(str(split[name]) for name in ("train", "eval", "test")),
             str(sum(summary.quarantined.values())),
             summary.created[:16].replace("T", " "),
-            trained.get((span.number, span.version)) or "not yet",
+            trained.get(key) or refused.get(key) or "not yet",
         )
     Screen().print(table)
     Screen().print(_classes(spans))
-    untrained = [span for span in spans if (span.number, span.version) not in trained]
-    click.echo(
-        "Next: graftline run" if untrained else "All are trained. Next: graftline drop SOURCE"
-    )
+    click.echo(_next_step(spans, trained, refused))
+
+
+_Fates = Mapping[tuple[int, int], str]
+
+
+def _next_step(spans: Sequence[Span], trained: _Fates, refused: _Fates) -> str:
+    newest = {span.number: (span.number, span.version) for span in spans}
+    open_spans = [key for key in newest.values() if key not in trained]
+    if any(key not in refused for key in open_spans):
+        return "Next: graftline run"
+    if open_spans:
+        return "What was refused is told, with what to do, by: graftline status"
+    return "All are trained. Next: graftline drop SOURCE"
 
 
 def _classes(spans: Sequence[Span]) -> Table:
@@ -131,32 +145,36 @@ def _classes(spans: Sequence[Span]) -> Table:
 
 
 def _trained(project: Project) -> dict[tuple[int, int], str]:
-    """What became of each span: the newest run that trained on it, or that refused it.
+    """By which run each span was trained last, and as which version that was published."""
+    found: dict[tuple[int, int], str] = {}
+    for record in run_record.records(project.runs):
+        if record.state == run_record.PUBLISHED:
+            for entry in (record.target, *record.window):
+                told = f"{record.run_id}, version {record.published_version}"
+                found.setdefault((entry.span, entry.version), told)
+    return found
 
-    A run that failed, was interrupted or is under way says nothing of a span yet.
-    """
+
+def _refused(project: Project) -> dict[tuple[int, int], str]:
+    """Which run refused a span, or the candidate that was trained on it, last."""
     found: dict[tuple[int, int], str] = {}
     for record in run_record.records(project.runs):
         for entry in record.refused_spans:
             told = f"{record.run_id}, refused by the data gate"
             found.setdefault((entry.span, entry.version), told)
-        if record.state == run_record.PUBLISHED:
-            told = f"{record.run_id}, version {record.published_version}"
-        elif record.state == run_record.REFUSED and record.refused_by == "model":
+        if record.state == run_record.REFUSED and record.refused_by == "model":
             told = f"{record.run_id}, refused by the model gate"
-        else:
-            continue
-        for entry in (record.target, *record.window):
-            found.setdefault((entry.span, entry.version), told)
+            found.setdefault((record.span, record.version), told)
     return found
 
 
-def _as_data(span: Span, trained: str | None) -> dict[str, object]:
+def _as_data(span: Span, trained: str | None, refused: str | None) -> dict[str, object]:
     return {
         "span": span.number,
         "version": span.version,
         "path": str(span.path),
         "trained": trained,
+        "refused": refused,
         **msgspec.to_builtins(span.summary),
     }
 

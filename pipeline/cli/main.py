@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib
 import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -80,6 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         said = "Interrupted; nothing half-done was left in service."
         print(said, file=sys.stderr)
         _fail(arguments, {"interrupted": said}, 130)
+    except BrokenPipeError:
+        # Whoever read what is printed has seen enough; Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as crash:
         _crash(arguments, crash, context.get("project"))
 

@@ -9,6 +9,7 @@ import msgspec
 
 from graftline.pipeline import run_record
 from graftline.pipeline.cli.project_command import project_command
+from graftline.pipeline.config import load_config
 from graftline.pipeline.project import Project
 from graftline.pipeline.run_record import RunRecord
 from graftline.serving.base_path import BasePath
@@ -25,6 +26,12 @@ def run(project: Project, as_json: bool, **request: object) -> None:
     """Check, train, gate and publish: from a span to the next version."""
     from graftline.pipeline import retrain
 
+    overrides = click.get_current_context().meta["overrides"]
+    if overrides and request["bless"] and not request["force"]:
+        raise UserError(
+            f"A refused candidate is published as it was made, so {' '.join(overrides)} cannot be "
+            "given. Train another one with `graftline run --force`."
+        )
     known = {record.run_id for record in run_record.records(project.runs)}
     record = retrain.run(project, msgspec.convert(request, retrain.Request), quiet=as_json)
     if record.run_id in known and not as_json:
@@ -82,7 +89,10 @@ def _next_step(record: RunRecord) -> str:
     if record.state == run_record.RUNNING:
         return "It is under way; its log grows."
     if record.state == run_record.REFUSED:
-        return f"The {record.refused_by} gate said no; see the verdict in the run's folder."
+        return (
+            f"The {record.refused_by} gate said no; the verdict, and what to do, is at the end of "
+            "the log."
+        )
     return "Go on from where it stopped: graftline resume"
 
 
@@ -90,7 +100,9 @@ def _end(project: Project, record: RunRecord, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(record), indent=2))
     else:
+        # As it was configured when the run began.
+        begun = Project(project.root, load_config(project.runs / record.run_id / "config.yaml"))
         click.echo(
-            f"Version {record.published_version} is published in {project.base_path} "
+            f"Version {record.published_version} is published in {begun.base_path} "
             f"({record.seconds:.0f} s in nodes). Try it: graftline predict IMAGE"
         )

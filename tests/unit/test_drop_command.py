@@ -45,7 +45,7 @@ def test_a_drop_tells_what_became_of_the_images_and_drops_lists_it(tmp_path, cap
         assert f"{label} {' / '.join(of_split)} 10".split() in listed
     assert (span["span"], span["version"], span["images"]) == (1, 1, 20)
     assert span["quarantined"] == {"not-an-image": 1}
-    assert span["trained"] is None
+    assert span["trained"] is span["refused"] is None
     assert Path(span["path"]).is_dir()
 
 
