@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 FOLDERS := pipeline components schemas serving kubeflow
 TYPES := build/types/graftline
 RESOLVE := .venv/bin/uv pip compile --quiet --upgrade --no-header --no-annotate \
-	--extra development pyproject.toml
+	--override requirements/overrides.in --extra development --extra lite pyproject.toml
 # A file's tests share what is slow to make, a trained model for one: each file stays in one process.
 PYTEST := $(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 # Without compiled modules every process would compile TensorFlow anew, ten seconds each.

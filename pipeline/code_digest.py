@@ -31,6 +31,31 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
+# What the features of an image depend on, beside configuration and weights.
+_OF_FEATURES = (
+    "pipeline/preprocessing.py",
+    "pipeline/exif.py",
+    "components/trainer/augmentation.py",
+    "components/trainer/network.py",
+    "components/trainer/cuts.py",
+    "components/trainer/backbones",
+)
+
+
+@functools.lru_cache(maxsize=1)
+def features_digest() -> str:
+    """SHA-256 over the sources, and the versions of the libraries, that turn images to features."""
+    digest = hashlib.sha256()
+    for name in _OF_FEATURES:
+        package, _, inner = name.partition("/")
+        path = Path(str(resources.files(f"graftline.{package}"))) / inner
+        for source in _sources(path) if path.is_dir() else [path.read_bytes()]:
+            digest.update(source)
+    for library in ("tensorflow", "tf-keras"):
+        digest.update(metadata.version(library).encode())
+    return digest.hexdigest()
+
+
 def _sources(folder: Path) -> Iterator[bytes]:
     """Names and contents of all sources below a folder; the command line computes nothing."""
     for source in sorted(folder.rglob("*")):

@@ -21,6 +21,7 @@ from msgspec import Meta
 from graftline.components.data_gate.config import DataGateConfig
 from graftline.components.ingest.config import DropConfig
 from graftline.components.model_gate.config import ModelGateConfig
+from graftline.components.trainer.backbones import registry
 from graftline.components.trainer.config import ImageConfig, TrainerConfig
 from graftline.serving.errors import UserError
 
@@ -48,6 +49,14 @@ class PathsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     spans: Annotated[
         str, Meta(min_length=1, description="Drops as TFRecords: span-<N>/version-<M>.")
     ] = "spans"
+    weights: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="Downloaded ImageNet weights, which several projects may share; files can "
+            "be put there by hand. The default is where Keras keeps them.",
+        ),
+    ] = "~/.keras/models"
     quarantine: Annotated[
         str, Meta(min_length=1, description="Images that could not be used, with the reason.")
     ] = "quarantine"
@@ -97,6 +106,19 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     trainer: TrainerConfig = TrainerConfig()
     model_gate: ModelGateConfig = ModelGateConfig()
     beam: BeamConfig = BeamConfig()
+
+    def __post_init__(self) -> None:
+        """Refuses sections that do not go together.
+
+        Raises:
+            ValueError: with what does not go together, and what does.
+        """
+        smallest = registry.find(self.trainer.backbone).smallest
+        if self.image.size < smallest:
+            raise ValueError(
+                f"image.size {self.image.size} is too small for {self.trainer.backbone}, which "
+                f"takes images of {smallest} pixels and more"
+            )
 
 
 # libyaml reads the same ten times as fast.
@@ -178,7 +200,7 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
 
 def to_tree(config: Any) -> dict[str, Any]:
     """Plain data (dicts, lists, scalars) of a configuration or a section."""
-    return msgspec.to_builtins(config)
+    return msgspec.json.decode(msgspec.json.encode(config))
 
 
 def write_config(config: Config, path: Path) -> None:
@@ -205,12 +227,27 @@ def _lines(value: msgspec.Struct, default: msgspec.Struct, depth: int) -> Iterat
             continue
         meta = [m for m in getattr(hints[name], "__metadata__", ()) if isinstance(m, Meta)]
         described = " ".join(m.description for m in meta if m.description)
-        yield from _comment(indent, f"{described} Default: {_scalar(usual)}")
-        yield f"{indent}{name}: {_scalar(found)}"
+        section = _struct_in(hints[name])
+        if section is None:
+            yield from _comment(indent, f"{described} Default: {_scalar(usual)}")
+            yield f"{indent}{name}: {_scalar(found)}"
+            continue
+        yield from _comment(indent, described)
+        for key, hint in get_type_hints(section, include_extras=True).items():
+            said = [m.description for m in getattr(hint, "__metadata__", ()) if m.description]
+            yield from _comment(indent, f"  {key}: {' '.join(said)}")
+        yield f"{indent}{name}:" + (" []" if not found else "")
+        yield from (f"{indent}  - {_scalar(item)}" for item in found)
 
 
 def _comment(indent: str, text: str) -> list[str]:
-    return textwrap.wrap(text, 98, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+    deeper = " " * (len(text) - len(text.lstrip()))
+    return textwrap.wrap(
+        text.lstrip(),
+        98,
+        initial_indent=f"{indent}# {deeper}",
+        subsequent_indent=f"{indent}# {deeper}",
+    )
 
 
 def _scalar(value: Any) -> str:
@@ -220,20 +257,39 @@ def _scalar(value: Any) -> str:
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
+    """Sets one value; what the file leaves out on the way there is taken from the defaults."""
     key, _, text = override.partition("=")
     try:
         value = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError) as error:  # a date that is none, for one
         raise UserError(f"The override {override!r} has no valid value after `=`.") from error
     *sections, last = key.split(".")
+    node: Any = tree
+    default: Any = to_tree(Config())
     for section in sections:
-        inner = tree.setdefault(section, {})
-        if inner is None:
-            inner = tree[section] = {}
-        if not isinstance(inner, dict):
-            raise UserError(f"The override {override!r}: {section} is a value, not a section.")
-        tree = inner
-    tree[last] = value
+        default = default.get(section) if isinstance(default, dict) else None
+        if isinstance(node, dict) and node.get(section) is None:
+            node[section] = {} if default is None else default
+        node = _inside(node, section, override)
+    if isinstance(node, list):
+        raise UserError(f"The override {override!r}: {last} is a section, not a value.")
+    node[last] = value
+
+
+def _inside(node: Any, key: str, override: str) -> Any:
+    """The section of that name, also among those of a list."""
+    if isinstance(node, list):
+        names = [item.get("name") if isinstance(item, dict) else None for item in node]
+        if key not in names:
+            raise UserError(
+                f"The override {override!r}: there is no {key}; there are "
+                f"{', '.join(str(name) for name in names)}."
+            )
+        return node[names.index(key)]
+    inner = node[key]
+    if not isinstance(inner, dict | list):
+        raise UserError(f"The override {override!r}: {key} is a value, not a section.")
+    return inner
 
 
 _AT = re.compile(r" - at `\$\.?(?P<path>.*)`$")

@@ -43,7 +43,12 @@ from graftline.components.data_gate.summary import QUANTILES
 from graftline.components.ingest.spans import SPLITS, find_span
 from graftline.components.model_gate.component import ModelGate
 from graftline.components.model_gate.evaluator import Evaluator
-from graftline.pipeline.code_digest import code_digest, code_revision, file_digest
+from graftline.pipeline.code_digest import (
+    code_digest,
+    code_revision,
+    features_digest,
+    file_digest,
+)
 from graftline.pipeline.config import to_tree
 from graftline.pipeline.evaluation import eval_config
 from graftline.pipeline.plan import Plan
@@ -219,6 +224,8 @@ def _model_nodes(project: Project, plan: Plan, data: DataNodes, report_dir: str)
                 **to_tree(config.trainer),
                 "weights": str(project.weights_file or config.trainer.weights),
             },
+            "weights_cache": str(project.weights_cache),
+            "features": {"folder": str(project.features), "code": features_digest()},
             # The same path may hold another file the next time.
             "weights_digest": file_digest(project.weights_file) if project.weights_file else "",
             "classes": classes,

@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 import tensorflow as tf
 
-from graftline.components.trainer import backbones
+from graftline.components.trainer.backbones import registry
+from graftline.components.trainer.backbones.scaling import scale
 from graftline.components.trainer.config import ImageConfig, TrainerConfig
 from graftline.components.trainer.inputs import IMAGE, LABEL
 from graftline.pipeline.exif import orientations
@@ -50,9 +51,9 @@ def preprocessing_fn(
         (B,), the index of the class, -1 where it is none of them.
     """
     config = msgspec.convert(custom_config["image"], ImageConfig)
-    scaling = backbones.find(custom_config["backbone"]).scaling
+    scaling = registry.find(custom_config["backbone"]).scaling
     return {
-        IMAGE: _scale(read_images(inputs[IMAGE], config), scaling),
+        IMAGE: scale(read_images(inputs[IMAGE], config), scaling),
         LABEL: _index(inputs[LABEL], custom_config["classes"]),
     }
 
@@ -129,17 +130,6 @@ def _turn_upright(images: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
         return tf.where(flipped, tf.reverse(turned, [1]), turned)
 
     return tf.cond(tf.reduce_any(orientation > 1), turn, lambda: images)
-
-
-def _scale(images: tf.Tensor, scaling: backbones.Scaling) -> tf.Tensor:
-    if scaling.bgr:
-        images = tf.reverse(images, [3])
-    # Constants as long as a row: broadcasting over the three channels alone is ten times slower.
-    mean, deviation = (
-        tf.tile(tf.constant([channels]), (images.shape[2], 1))
-        for channels in (scaling.mean, scaling.deviation)
-    )
-    return (images - mean) / deviation
 
 
 def _index(label: tf.Tensor, classes: Sequence[str]) -> tf.Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from graftline.components.trainer.backbones import WEIGHTS
+from graftline.components.trainer.backbones.registry import WEIGHTS
 from graftline.pipeline.config import FILE_NAME, Config, load_config
 from graftline.serving.errors import UserError
 
@@ -75,6 +75,11 @@ class Project:
         return self.artifacts / "metadata.sqlite"
 
     @functools.cached_property
+    def features(self) -> Path:
+        """What frozen networks made of the images, kept from run to run."""
+        return self.artifacts / "features"
+
+    @functools.cached_property
     def base_path(self) -> Path:
         """The model's base path: its children are the versions."""
         return self._path(self.config.paths.serving) / self.config.model.name
@@ -84,3 +89,8 @@ class Project:
         """The file that the backbone's weights are read from; None where they go by a name."""
         configured = self.config.trainer.weights
         return None if configured in WEIGHTS else self._path(configured)
+
+    @functools.cached_property
+    def weights_cache(self) -> Path:
+        """Folder of downloaded weights."""
+        return self._path(self.config.paths.weights)

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from graftline.components.trainer import backbones
+from graftline.components.trainer.backbones import registry
 from graftline.serving.errors import UserError
 
 
@@ -35,6 +35,18 @@ class ImageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class HeadConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The layers between the backbone and the classes."""
 
+    skip_blocks: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Leave out so many of the backbone's uppermost blocks, whose features "
+            "belong to what it was pretrained for.",
+        ),
+    ] = 0
+    pooling: Annotated[
+        Literal["mean", "max"],
+        Meta(description="What becomes of the places of a feature map: their mean or maximum."),
+    ] = "mean"
     hidden: Annotated[
         tuple[Annotated[int, Meta(ge=1, le=8192)], ...],
         Meta(description="Units of each hidden layer; empty: straight from features to classes."),
@@ -45,45 +57,136 @@ class HeadConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ] = 0.2
 
 
-Schedule = Annotated[
-    Literal["constant", "cosine"],
-    Meta(description="How the rate goes on: constant, or cosine, falling to 0 by the last epoch."),
-]
+class AugmentationConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How training images are varied; never those of the eval and test splits."""
+
+    views: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=64,
+            description="Views of each image that are stored for a phase that trains on stored "
+            "features; where nothing is varied there is one.",
+        ),
+    ] = 4
+    flip: Annotated[
+        Literal["none", "horizontal", "vertical", "both"],
+        Meta(description="Mirror every other image: left and right, up and down, or both."),
+    ] = "none"
+    rotation: Annotated[
+        float, Meta(ge=0.0, le=180.0, description="Turn by up to so many degrees.")
+    ] = 0.0
+    shift: Annotated[
+        float, Meta(ge=0.0, le=0.5, description="Shift by up to this share of width and height.")
+    ] = 0.0
+    zoom: Annotated[
+        float, Meta(ge=0.0, lt=1.0, description="Enlarge or shrink by up to this share.")
+    ] = 0.0
+    contrast: Annotated[
+        float, Meta(ge=0.0, lt=1.0, description="Raise or lower the contrast by up to this share.")
+    ] = 0.0
+    policy: Annotated[
+        Literal["none", "autoaugment", "randaugment"],
+        Meta(
+            description="Operations of geometry and colour as AutoAugment found them on ImageNet, "
+            "or drawn at random (RandAugment)."
+        ),
+    ] = "none"
+    magnitude: Annotated[
+        float, Meta(ge=0.0, le=10.0, description="Strength of RandAugment's operations.")
+    ] = 5.0
+    mixup: Annotated[
+        float,
+        Meta(
+            ge=0.0,
+            description="Train on means of two images and of their labels; the larger, the more "
+            "equal their shares (0.2 is usual), 0: off.",
+        ),
+    ] = 0.0
+    cutmix: Annotated[
+        float,
+        Meta(
+            ge=0.0,
+            description="Train on images with a rectangle of another one (1.0 is usual), 0: off.",
+        ),
+    ] = 0.0
+
+    @property
+    def varies(self) -> bool:
+        """Whether an image has more than one view."""
+        moves = (self.rotation, self.shift, self.zoom, self.contrast)
+        return self.flip != "none" or self.policy != "none" or any(moves)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with one another."""
+        return bool(self.mixup or self.cutmix)
 
 
-class FrozenPhase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """First phase: the backbone is fixed, only the head trains, on features computed once."""
+class PhaseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One phase of training: what of the backbone trains with the head, and how."""
 
-    epochs: Annotated[int, Meta(ge=0, description="Most epochs; 0 leaves the phase out.")] = 30
-    rate: Annotated[float, Meta(gt=0.0, le=1e38, description="Learning rate of Adam.")] = 1e-3
-    schedule: Schedule = "constant"
-
-
-class FineTunePhase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Second phase: the upper part of the backbone trains together with the head."""
-
-    epochs: Annotated[int, Meta(ge=0, description="Most epochs; 0 leaves the phase out.")] = 5
-    rate: Annotated[float, Meta(gt=0.0, le=1e38, description="Learning rate of Adam.")] = 3e-4
-    schedule: Schedule = "cosine"
+    name: Annotated[str, Meta(pattern="^[a-z][a-z0-9_]*$", description="What the phase is called.")]
+    epochs: Annotated[int, Meta(ge=1, description="Most epochs.")]
+    rate: Annotated[float, Meta(gt=0.0, le=1e38, description="Learning rate of Adam.")]
+    schedule: Annotated[
+        Literal["constant", "cosine"],
+        Meta(
+            description="How the rate goes on: constant, or cosine, falling to 0 by the last epoch."
+        ),
+    ] = "constant"
+    warmup: Annotated[
+        float, Meta(ge=0.0, description="Epochs in which the rate rises from 0 to its value.")
+    ] = 0.0
     fraction: Annotated[
         float,
         Meta(
-            gt=0.0, le=1.0, description="Share of the backbone's blocks that train, from the top."
+            ge=0.0,
+            le=1.0,
+            description="Share of the backbone's blocks that train with the head, from the top; "
+            "0: the head alone, on features computed once.",
         ),
-    ] = 0.5
+    ] = 0.0
+    blocks: Annotated[
+        int, Meta(ge=0, description="The same as a number of blocks, in place of fraction.")
+    ] = 0
+
+    def __post_init__(self) -> None:
+        """Refuses combinations that contradict each other.
+
+        Raises:
+            ValueError: with what does not go together, and what does.
+        """
+        if self.fraction and self.blocks:
+            raise ValueError("fraction and blocks both say what trains; give one of them")
+        if self.warmup >= self.epochs:
+            raise ValueError(
+                f"a warm-up of {self.warmup:g} epochs leaves nothing of a phase of {self.epochs}"
+            )
+
+
+_PHASES = (
+    PhaseConfig(name="frozen", epochs=30, rate=1e-3),
+    PhaseConfig(name="fine_tune", epochs=6, rate=5e-4, schedule="cosine", fraction=0.5),
+)
 
 
 class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the model is made."""
 
     backbone: Annotated[
-        str, Meta(description="Pretrained network: " + ", ".join(backbones.BACKBONES) + ".")
+        str,
+        Meta(
+            description="Pretrained network: a name that `graftline backbones` lists, or the https "
+            "address of a feature vector on TensorFlow Hub, with its version."
+        ),
     ] = "efficientnet_lite0"
     weights: Annotated[
         str,
         Meta(
-            description="bundled (comes with the installation, efficientnet_lite0 only), imagenet "
-            "(downloaded once by Keras), none (starts at random), or a path to an .h5 file."
+            description="bundled (comes with a package: the EfficientNet-Lites), imagenet "
+            "(downloaded once, into paths.weights), hub (of a TensorFlow Hub address), none "
+            "(starts at random), or a path to an .h5 file."
         ),
     ] = "bundled"
     alpha: Annotated[
@@ -91,11 +194,34 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = 1.0
     batch_size: Annotated[int, Meta(ge=1, description="Images per training step.")] = 32
     head: HeadConfig = HeadConfig()
-    frozen: FrozenPhase = FrozenPhase()
-    fine_tune: FineTunePhase = FineTunePhase()
+    phases: Annotated[
+        tuple[PhaseConfig, ...],
+        Meta(min_length=1, description="One after the other, on the same head."),
+    ] = _PHASES
+    augmentation: AugmentationConfig = AugmentationConfig()
+    label_smoothing: Annotated[
+        float,
+        Meta(ge=0.0, lt=1.0, description="Share of each label that is spread over all classes."),
+    ] = 0.1
+    weight_decay: Annotated[
+        float,
+        Meta(
+            ge=0.0,
+            description="How much of each weight goes in a step, times the rate; biases and "
+            "normalisations keep theirs.",
+        ),
+    ] = 0.0
+    imbalance: Annotated[
+        Literal["none", "weights", "resample"],
+        Meta(
+            description="What to do where some classes have far more images than others: weights "
+            "(an image counts the more, the fewer its class has) or resample (it comes the more "
+            "often)."
+        ),
+    ] = "none"
     patience: Annotated[
         int,
-        Meta(ge=1, description="Epochs without a better loss on the eval split that end a phase."),
+        Meta(ge=1, description="Epochs without a smaller error on the eval split that end a phase"),
     ] = 4
     strategy: Annotated[
         Literal["auto", "one_device", "mirrored"],
@@ -104,6 +230,14 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             "or auto (mirrored where there is more than one GPU)."
         ),
     ] = "auto"
+    feature_store_gb: Annotated[
+        float,
+        Meta(
+            ge=0.0,
+            description="How many gigabytes of what the network made of the images are kept for "
+            "the next runs; 0: none.",
+        ),
+    ] = 20.0
     seed: Annotated[int, Meta(ge=0, description="Seed of everything random in training.")] = 0
 
     def __post_init__(self) -> None:
@@ -113,10 +247,10 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             ValueError: with what does not go together, and what does.
         """
         try:
-            backbone = backbones.find(self.backbone)
+            backbone = registry.find(self.backbone)
         except UserError as error:
             raise ValueError(str(error)) from error
-        named = self.weights in backbones.WEIGHTS
+        named = self.weights in registry.WEIGHTS
         if named and self.weights not in backbone.weights:
             raise ValueError(
                 f"weights {self.weights} do not exist for {self.backbone}; it offers "
@@ -124,16 +258,28 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             )
         if not named and PurePath(self.weights).suffix not in (".h5", ".hdf5"):
             raise ValueError(
-                f"weights {self.weights!r} is neither one of {', '.join(backbones.WEIGHTS)} nor "
+                f"weights {self.weights!r} is neither one of {', '.join(registry.WEIGHTS)} nor "
                 "a path that ends in .h5"
             )
-        if self.alpha != 1.0 and not backbone.has_alpha:
+        if self.alpha != 1.0 and len(backbone.alphas) == 1:
             raise ValueError(f"alpha has no meaning for {self.backbone}; leave it at 1.0")
-        if self.frozen.epochs == 0 and self.fine_tune.epochs == 0:
-            raise ValueError("frozen.epochs and fine_tune.epochs are both 0: nothing would train")
-        whole = self.fine_tune.epochs > 0 and self.fine_tune.fraction == 1.0
-        if self.weights == "none" and (self.frozen.epochs > 0 or not whole):
+        if self.weights == "imagenet" and self.alpha not in backbone.alphas:
+            raise ValueError(
+                f"there are no ImageNet weights of {self.backbone} with alpha {self.alpha}; choose "
+                f"{', '.join(map(str, backbone.alphas))}"
+            )
+        names = [phase.name for phase in self.phases]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two phases have the same name: {', '.join(names)}")
+        if self.weights == "none" and any(phase.fraction < 1.0 for phase in self.phases):
             raise ValueError(
                 "a backbone with weights none starts at random, so that nothing of it may stay "
-                "frozen: set frozen.epochs to 0 and fine_tune.fraction to 1.0"
+                "frozen: give every phase fraction 1.0"
+            )
+        if backbone.block is None and any(
+            phase.blocks or 0 < phase.fraction < 1 for phase in self.phases
+        ):
+            raise ValueError(
+                f"{self.backbone} cannot be cut between two blocks: a phase trains the head alone "
+                "(fraction 0) or all of it (fraction 1.0)"
             )

@@ -1,115 +1,286 @@
-"""What a fixed network makes of each image, computed once and kept on disk.
+"""What the part of the network that does not train makes of each image, computed once.
 
 A frozen backbone gives the same features for the same image in every epoch, and so does the lower
-part of one whose upper part trains. Both are written, in one pass over the images, into files that
-have no name: they vanish with the process however it ends. Memory does not grow with the images.
+part of one whose upper part trains; where images are augmented, it gives them for each of so many
+views. They go to a store on disk, in which the next run finds those of all images that it has seen.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-import os
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from graftline.components.progress import report
+from graftline.components.trainer.augmentation import Augmenter
+from graftline.components.trainer.backbones.scaling import Scaling
+from graftline.components.trainer.balance import Balance
+from graftline.components.trainer.config import AugmentationConfig
+from graftline.components.trainer.feature_store import FeatureStore, keep_within
+from graftline.components.trainer.inputs import Images
 
-class FeatureFile:
-    """Rows of one shape on disk, float32.
-
-    Attributes:
-        shape: shape of one row.
-    """
-
-    def __init__(self, shape: tuple[int, ...], folder: Path | None) -> None:
-        self.shape = shape
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # lives as long as self
-        self._row_bytes = int(np.prod(shape)) * 4
-
-    def append(self, rows: np.ndarray) -> None:
-        """Adds rows (N, *shape)."""
-        self._file.write(np.ascontiguousarray(rows, np.float32).data)
-
-    def read(self, indices: np.ndarray) -> np.ndarray:
-        """Rows (len(indices), *shape) in the order asked for."""
-        self._file.flush()
-        rows = np.empty((len(indices), *self.shape), np.float32)
-        for row, index in zip(rows, indices, strict=True):
-            # Not a memory map: pages that were read would count as memory of this process.
-            os.preadv(self._file.fileno(), [row.data], int(index) * self._row_bytes)
-        return rows
+_PROGRESS_EVERY = 2.0  # seconds
 
 
 @dataclass(frozen=True)
 class Features:
-    """What was computed of some images, in the same order everywhere.
+    """The features of some images.
 
     Attributes:
-        files: one per output of the network, by its name.
+        stores: one per view.
+        positions: int64 (views, N): where the features of each image are in the store of each view.
         labels: int64 (N,), indices of the classes.
     """
 
-    files: dict[str, FeatureFile]
+    stores: Sequence[FeatureStore]
+    positions: np.ndarray
     labels: np.ndarray
 
-    def batches(self, output: str, batch_size: int, shuffle_seed: int | None) -> tf.data.Dataset:
-        """A dataset of (rows of one output, labels), shuffled anew in each epoch where seeded."""
-        file, labels = self.files[output], self.labels
+    def batches(
+        self, batch_size: int, shuffle_seed: int | None, balance: Balance | None = None
+    ) -> tf.data.Dataset:
+        """A dataset of (features, label), in each epoch another view of each image.
+
+        Args:
+            batch_size: images per batch; the last one may be smaller.
+            shuffle_seed: shuffles anew in each epoch; None: as they stand.
+            balance: how often each image comes in an epoch; None: once.
+        """
         epochs = itertools.count()
+        shape = self.stores[0].shape
 
         def read() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            order = np.arange(len(labels))
+            order = np.arange(len(self.labels))
+            views = np.zeros(len(order), np.int64)
             if shuffle_seed is not None:
-                order = np.random.default_rng((shuffle_seed, next(epochs))).permutation(order)
+                random = np.random.default_rng((shuffle_seed, next(epochs)))
+                if balance is not None:
+                    order = np.repeat(order, balance.times(random))
+                order = random.permutation(order)
+                views = random.integers(len(self.stores), size=len(order))
             for start in range(0, len(order), batch_size):
-                indices = order[start : start + batch_size]
-                yield file.read(indices), labels[indices]
+                chosen = order[start : start + batch_size]
+                yield self._rows(chosen, views[start : start + batch_size]), self.labels[chosen]
 
         signature = (
-            tf.TensorSpec((None, *file.shape), tf.float32),
+            tf.TensorSpec((None, *shape), tf.float32),
             tf.TensorSpec((None,), tf.int64),
         )
-        dataset = tf.data.Dataset.from_generator(read, output_signature=signature)
-        count = -(-len(labels) // batch_size)
-        return dataset.apply(tf.data.experimental.assert_cardinality(count)).prefetch(2)
+        return tf.data.Dataset.from_generator(read, output_signature=signature).prefetch(2)
+
+    def _rows(self, images: np.ndarray, views: np.ndarray) -> np.ndarray:
+        rows = np.empty((len(images), *self.stores[0].shape), np.float32)
+        for view in np.unique(views):
+            of_view = views == view
+            rows[of_view] = self.stores[view].read(self.positions[view, images[of_view]])
+        return rows
 
 
-def compute_features(
-    network: tf_keras.Model,
-    images: tf.data.Dataset,
-    strategy: tf.distribute.Strategy,
-    folder: Path | None,
-    progress: Callable[[int], None],
-) -> Features:
-    """Runs a network over images once, at inference.
+@dataclass(frozen=True)
+class FeatureFolder:
+    """Where features are kept from run to run.
+
+    Attributes:
+        root: the folder; None: they vanish with the process.
+        scratch: where files without a name go; None: the system's folder for temporary files.
+        most_bytes: how much all that is kept may take.
+        code: digest of preprocessing and networks: what it was that made them.
+    """
+
+    root: Path | None
+    scratch: Path | None
+    most_bytes: float
+    code: str
+    # Those of this process, kept ones by their folder: a file has one writer.
+    _kept: dict[Path, FeatureStore] = field(default_factory=dict)
+    _others: list[FeatureStore] = field(default_factory=list)
+
+    def open(self, shape: tuple[int, ...], made_by: Mapping[str, Any], most: int) -> FeatureStore:
+        """The store of what was made in a certain way.
+
+        Args:
+            shape: of the features of one image.
+            made_by: plain data that says how.
+            most: how many images it may have to hold.
+        """
+        wanted = int(np.prod(shape)) * 4 * most
+        if self.root is None or wanted > self.most_bytes:
+            self._others.append(FeatureStore(None, shape, self.scratch))
+            return self._others[-1]
+        text = json.dumps({**made_by, "code": self.code}, sort_keys=True)
+        folder = self.root / hashlib.sha256(text.encode()).hexdigest()[:32]
+        if folder not in self._kept:
+            self._kept[folder] = FeatureStore(folder, shape, self.scratch)
+        keep_within(self.root, self.most_bytes - wanted, folder)
+        return self._kept[folder]
+
+    def close(self) -> None:
+        """Closes all that were opened; those that are not kept vanish."""
+        for store in (*self._kept.values(), *self._others):
+            store.close()
+
+
+@dataclass(frozen=True)
+class FeatureComputer:
+    """Finds features, or computes those that are not there.
+
+    Attributes:
+        folder: where they are kept.
+        strategy: where they are computed; the networks were made in its scope.
+        batch_size: images per batch.
+        augmentation: how views of the training images are made.
+        scaling: how the images are scaled for the backbone.
+    """
+
+    folder: FeatureFolder
+    strategy: tf.distribute.Strategy
+    batch_size: int
+    augmentation: AugmentationConfig
+    scaling: Scaling
+
+    def compute(
+        self,
+        image: Any,
+        outputs: Mapping[str, Any],
+        made_by: Mapping[str, Any],
+        images: Images,
+        varied: bool,
+    ) -> tuple[dict[str, Features], int]:
+        """The features of some images.
+
+        Args:
+            image: the input of the network.
+            outputs: its tensors that are wanted, by name.
+            made_by: what the network is, as plain data; its weights are added.
+            images: the images.
+            varied: whether each is seen in several views.
+
+        Returns:
+            Features by output, and how many images went through the network.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        views: list[int | None] = [None]
+        if varied and self.augmentation.varies:
+            views = list(range(self.augmentation.views))
+        stores: dict[str, list[FeatureStore]] = {}
+        for name, tensor in outputs.items():
+            part = tf_keras.Model(image, tensor)
+            made = {**made_by, "output": name, "weights": weights_digest(part)}
+            shape = tuple(tensor.shape[1:])
+            stores[name] = [
+                self.folder.open(shape, {**made, "view": self._described(view)}, len(images))
+                for view in views
+            ]
+        computed = 0
+        for number, view in enumerate(views):
+            of_view = {name: stores[name][number] for name in outputs}
+            computed += self._complete(image, outputs, of_view, images, view)
+        features = {
+            name: Features(
+                of_output,
+                np.stack([store.find(images.ids) for store in of_output]),
+                images.labels,
+            )
+            for name, of_output in stores.items()
+        }
+        return features, computed
+
+    def _described(self, view: int | None) -> dict[str, Any] | None:
+        """What makes a view, as plain data."""
+        if view is None:
+            return None
+        kept = ("flip", "rotation", "shift", "zoom", "contrast", "policy", "magnitude")
+        return {"number": view, **{name: getattr(self.augmentation, name) for name in kept}}
+
+    def _complete(
+        self,
+        image: Any,
+        outputs: Mapping[str, Any],
+        stores: Mapping[str, FeatureStore],
+        images: Images,
+        view: int | None,
+    ) -> int:
+        """Computes one view of the images that a store lacks; returns how many."""
+        lacking: dict[str, Any] = {}
+        wanted = np.zeros(len(images), bool)
+        for name, store in stores.items():
+            damaged = store.forget_damaged(images.ids)
+            if damaged:
+                report(f"{damaged} stored features were damaged and are computed anew")
+            unknown = store.find(images.ids) < 0
+            if unknown.any():
+                lacking[name] = outputs[name]
+                wanted |= unknown
+        if not lacking:
+            return 0
+        ids = images.ids[wanted]
+        show = progress("computing features", len(ids))
+        augmenter = None if view is None else Augmenter(self.augmentation, self.scaling)
+        batches = images.batches(
+            self.batch_size, wanted=wanted, augmenter=augmenter, view=view or 0
+        )
+        done = 0
+        for results in infer(tf_keras.Model(image, lacking), batches, self.strategy):
+            count = len(next(iter(results.values())))
+            for name, rows in results.items():
+                stores[name].append(ids[done : done + count], rows)
+            done += count
+            show(count)
+        return done
+
+
+def infer(
+    network: tf_keras.Model, batches: tf.data.Dataset, strategy: tf.distribute.Strategy
+) -> Iterator[dict[str, np.ndarray]]:
+    """What a network, at inference, makes of images, batch by batch.
 
     Args:
         network: from images to outputs by name.
-        images: batches of (image, label).
+        batches: of (image, label).
         strategy: where it runs; the network was made in its scope.
-        folder: where the files go; None: the system's folder for temporary files.
-        progress: told, after each batch, how many more images are done.
     """
-    files = {
-        name: FeatureFile(tuple(shape[1:]), folder) for name, shape in network.output_shape.items()
-    }
-    labels: list[np.ndarray] = []
 
     @tf.function
-    def infer(batch: tuple[tf.Tensor, tf.Tensor]) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        return strategy.run(lambda x, y: (network(x, training=False), y), args=batch)
+    def run(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        return strategy.run(lambda x: network(x, training=False), args=(images,))
 
-    for batch in strategy.experimental_distribute_dataset(images):
-        outputs, found = infer(batch)
-        for name, output in outputs.items():
-            for rows in strategy.experimental_local_results(output):
-                files[name].append(rows.numpy())
-        parts = [part.numpy() for part in strategy.experimental_local_results(found)]
-        labels += parts
-        progress(sum(map(len, parts)))
-    return Features(files, np.concatenate(labels) if labels else np.empty(0, np.int64))
+    for images in strategy.experimental_distribute_dataset(batches.map(lambda x, _: x)):
+        yield {
+            name: np.concatenate([part.numpy() for part in strategy.experimental_local_results(o)])
+            for name, o in run(images).items()
+        }
+
+
+def weights_digest(network: tf_keras.Model) -> str:
+    """SHA-256 of all weights of a network, in hexadecimal."""
+    digest = hashlib.sha256()
+    for weight in network.get_weights():
+        digest.update(np.ascontiguousarray(weight).data)
+    return digest.hexdigest()
+
+
+def progress(title: str, total: int) -> Callable[[int], None]:
+    """A function that is told how many more images are done, and reports every few seconds."""
+    started = shown = time.monotonic()
+    done = 0
+
+    def show(images: int) -> None:
+        nonlocal shown, done
+        done += images
+        now = time.monotonic()
+        if now - shown >= _PROGRESS_EVERY or done == total:
+            shown = now
+            report(f"{title} {done}/{total}  {done / (now - started):.0f} images/s")
+
+    return show

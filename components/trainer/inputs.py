@@ -6,60 +6,146 @@ the way in, so that pixels are never written anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 
+from graftline.components.trainer.augmentation import Augmenter
+from graftline.components.trainer.balance import Balance
+
 IMAGE = "image"
 LABEL = "label"
-FEATURES = {name: tf.io.FixedLenFeature((), tf.string) for name in (IMAGE, LABEL)}
+ID = "id"
+FEATURES = {name: tf.io.FixedLenFeature((), tf.string) for name in (IMAGE, LABEL, ID)}
 
 # A seeded shuffle of encoded images, which are small: pixels are never held.
 _SHUFFLED = 4096
 
 
-def read_batches(
-    patterns: Sequence[str],
-    transform: tft.TFTransformOutput,
-    batch_size: int,
-    shuffle_seed: int | None = None,
-) -> tf.data.Dataset:
-    """Batches of images and labels of the files that match.
+@dataclass(frozen=True)
+class Images:
+    """The images of a split: where they are, who they are, what they show.
 
-    Args:
-        patterns: file patterns of gzip-compressed TFRecords of tf.Examples.
+    Attributes:
+        files: gzip-compressed TFRecords of tf.Examples, in the order of the two below.
         transform: what Transform wrote.
-        batch_size: images per batch; the last one may be smaller.
-        shuffle_seed: shuffles anew in each epoch; None: in the order of the files.
-
-    Returns:
-        A dataset of (image float32 (B, size, size, 3), label int64 (B,)).
+        ids: uint64 (N,), the first 8 bytes of each image's SHA-256.
+        labels: int64 (N,), the index of its class, -1 where the label is none of the classes.
     """
-    layer = transform.transform_features_layer()
 
-    def read(examples: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        features = layer(tf.io.parse_example(examples, FEATURES))
-        return features[IMAGE], features[LABEL]
+    files: Sequence[str]
+    transform: tft.TFTransformOutput
+    ids: np.ndarray
+    labels: np.ndarray
 
-    records = _records(patterns)
-    if shuffle_seed is not None:
-        records = records.shuffle(_SHUFFLED, seed=shuffle_seed)
-    return records.batch(batch_size).map(read, tf.data.AUTOTUNE).prefetch(2)
+    @classmethod
+    def find(cls, patterns: Sequence[str], transform: tft.TFTransformOutput) -> Images:
+        """Those of all files that match, from one pass that decodes nothing.
+
+        Args:
+            patterns: of file names.
+            transform: what Transform wrote.
+        """
+        files = sorted(file for pattern in patterns for file in tf.io.gfile.glob(pattern))
+        layer = transform.transform_features_layer()
+        wanted = {name: FEATURES[name] for name in (LABEL, ID)}
+
+        def read(examples: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            parsed = tf.io.parse_example(examples, wanted)
+            return layer({LABEL: parsed[LABEL]})[LABEL], parsed[ID]
+
+        labels, ids = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
+        for label, name in _records(files).batch(1024).map(read).as_numpy_iterator():
+            labels.append(label)
+            ids.append(np.array([int(one[:16], 16) for one in name], np.uint64))
+        return cls(files, transform, np.concatenate(ids), np.concatenate(labels))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        wanted: np.ndarray | None = None,
+        augmenter: Augmenter | None = None,
+        view: int = 0,
+    ) -> tf.data.Dataset:
+        """Every image once, in order.
+
+        Args:
+            batch_size: images per batch; the last one may be smaller.
+            wanted: bool (N,), leaves out the others; None: all.
+            augmenter: makes the view of each image; None: as it is.
+            view: which one.
+
+        Returns:
+            A dataset of (image float32 (B, size, size, 3), label int64 (B,)).
+        """
+        records = _records(self.files)
+        if wanted is not None:
+            chosen = tf.data.Dataset.from_tensor_slices(wanted)
+            records = tf.data.Dataset.zip(records, chosen).filter(lambda _, is_wanted: is_wanted)
+            records = records.map(lambda record, _: record)
+        views = tf.data.Dataset.from_tensors(tf.constant(view, tf.int64)).repeat()
+        return self._read(records.batch(batch_size), views, augmenter)
+
+    def shuffled_batches(
+        self,
+        batch_size: int,
+        seed: int,
+        *,
+        augmenter: Augmenter | None = None,
+        balance: Balance | None = None,
+    ) -> tf.data.Dataset:
+        """Shuffled anew in each epoch, and in each another view of every image.
+
+        Args:
+            batch_size: images per batch; the last one may be smaller.
+            seed: of order, views and balance.
+            augmenter: makes the views; None: the images as they are.
+            balance: how often each image comes in an epoch; None: once.
+        """
+        records = _records(self.files)
+        if balance is not None:
+            times = _times(balance, seed)
+            records = tf.data.Dataset.zip(records, times).flat_map(
+                lambda record, count: tf.data.Dataset.from_tensors(record).repeat(count)
+            )
+        batches = records.shuffle(_SHUFFLED, seed=seed).batch(batch_size)
+        views = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
+        return self._read(batches, views, augmenter)
+
+    def _read(
+        self, batches: tf.data.Dataset, views: tf.data.Dataset, augmenter: Augmenter | None
+    ) -> tf.data.Dataset:
+        layer = self.transform.transform_features_layer()
+
+        def read(examples: tf.Tensor, view: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            parsed = tf.io.parse_example(examples, FEATURES)
+            features = layer({name: parsed[name] for name in (IMAGE, LABEL)})
+            images = features[IMAGE]
+            if augmenter is not None:
+                images = augmenter(images, parsed[ID], view)
+            return images, features[LABEL]
+
+        return tf.data.Dataset.zip(batches, views).map(read, tf.data.AUTOTUNE).prefetch(2)
 
 
-def read_labels(patterns: Sequence[str], transform: tft.TFTransformOutput) -> np.ndarray:
-    """int64 (N,): the class index of every record, -1 where the label is none of the classes."""
-    layer = transform.transform_features_layer()
+def _times(balance: Balance, seed: int) -> tf.data.Dataset:
+    """How often each image comes, int64, drawn anew in each epoch."""
+    epochs = itertools.count()
 
-    def read(examples: tf.Tensor) -> tf.Tensor:
-        return layer(tf.io.parse_example(examples, {LABEL: FEATURES[LABEL]}))[LABEL]
+    def draw() -> Iterator[np.ndarray]:
+        yield balance.times(np.random.default_rng((seed, next(epochs))))
 
-    batches = _records(patterns).batch(1024).map(read)
-    return np.concatenate([np.empty(0, np.int64), *batches.as_numpy_iterator()])
+    drawn = tf.data.Dataset.from_generator(draw, output_signature=tf.TensorSpec((None,), tf.int64))
+    return drawn.unbatch()
 
 
-def _records(patterns: Sequence[str]) -> tf.data.Dataset:
-    files = sorted(file for pattern in patterns for file in tf.io.gfile.glob(pattern))
-    return tf.data.TFRecordDataset(files, compression_type="GZIP")
+def _records(files: Sequence[str]) -> tf.data.Dataset:
+    return tf.data.TFRecordDataset(list(files), compression_type="GZIP")

@@ -23,6 +23,20 @@ def make_head(config: HeadConfig, features: int, classes: int) -> tf_keras.Model
     return head
 
 
+def pooled(backbone: tf_keras.Model, pooling: str) -> tf_keras.Model:
+    """A backbone that gives one vector per image; the layers are shared, not copied.
+
+    Args:
+        backbone: from images to feature maps (B, h, w, F) or features (B, F).
+        pooling: `mean` or `max` over the places of a map.
+    """
+    if len(backbone.output_shape) == 2:
+        return backbone
+    layers = tf_keras.layers
+    pool = layers.GlobalMaxPooling2D if pooling == "max" else layers.GlobalAveragePooling2D
+    return tf_keras.Model(backbone.input, pool(name="pool")(backbone.output))
+
+
 def join(backbone: tf_keras.Model, head: tf_keras.Model, pretrained: bool) -> tf_keras.Model:
     """A backbone, or its upper part, followed by a head; the layers are shared, not copied.
 

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tf_keras
 
 from graftline.components.progress import report
+from graftline.components.trainer.config import PhaseConfig, TrainerConfig
+from graftline.components.trainer.objective import make_brier, make_loss, make_optimizer
 from graftline.components.trainer.record import Best, Epoch, Phase
 from graftline.serving.errors import UserError
 
-_TITLES = {"frozen": "training the head", "fine_tune": "fine-tuning"}
 _PROGRESS_EVERY = 2.0  # seconds
 
 
@@ -26,19 +26,18 @@ class Watch(tf_keras.callbacks.Callback):
     """Records epochs, ends a phase that no longer improves, stops on a loss that is no number.
 
     Args:
-        phase: `frozen` or `fine_tune`.
-        rate: learning rate that it begins with.
-        patience: epochs without a lower loss on the eval split that end the phase.
+        phase: its configuration.
+        patience: epochs without a lower error on the eval split that end the phase.
         best: the best epoch of the phases before, to be improved on; None: there was none.
     """
 
-    def __init__(self, phase: str, rate: float, patience: int, best: Best | None) -> None:
+    def __init__(self, phase: PhaseConfig, patience: int, best: Best | None) -> None:
         super().__init__()
         self.epochs: list[Epoch] = []
         self.best = best
         self._phase = phase
-        self._rate = rate
         self._patience = patience
+        self._lowest = math.inf
         self._waited = 0
         self._weights: list[np.ndarray] = []
         self._started = 0.0
@@ -62,8 +61,8 @@ class Watch(tf_keras.callbacks.Callback):
         if not math.isfinite(loss):
             raise UserError(
                 f"Training diverged: the loss became {loss} in step {batch + 1} of epoch "
-                f"{len(self.epochs) + 1} of the phase {self._phase}, at a learning rate of "
-                f"{self._rate:g}. Lower trainer.{self._phase}.rate."
+                f"{len(self.epochs) + 1} of the phase {self._phase.name}, at a learning rate of "
+                f"{self._phase.rate:g}. Lower trainer.phases.{self._phase.name}.rate."
             )
         if time.monotonic() - self._shown > _PROGRESS_EVERY:
             self._shown = time.monotonic()
@@ -78,35 +77,37 @@ class Watch(tf_keras.callbacks.Callback):
             accuracy=float(logs["accuracy"]),
             eval_loss=_optional(logs, "val_loss"),
             eval_accuracy=_optional(logs, "val_accuracy"),
+            eval_brier=_optional(logs, "val_brier"),
             seconds=time.monotonic() - self._started,
         )
         self.epochs.append(done)
         shown = done.accuracy if done.eval_accuracy is None else done.eval_accuracy
         self._report(done.epoch, f"accuracy {shown:.3f}")
-        if self._improves(done):
+        if self._is_best(done):
             self.best = Best(
-                phase=self._phase,
+                phase=self._phase.name,
                 epoch=done.epoch,
                 eval_loss=done.eval_loss,
                 eval_accuracy=done.eval_accuracy,
+                eval_brier=done.eval_brier,
             )
             self._weights = self.model.get_weights()
-            self._waited = 0
-            return
-        self._waited += 1
-        self.model.stop_training = self._waited >= self._patience
+        if done.eval_brier is not None:
+            self._waited = 0 if done.eval_brier < self._lowest else self._waited + 1
+            self._lowest = min(self._lowest, done.eval_brier)
+            self.model.stop_training = self._waited >= self._patience
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         """Puts the best weights back."""
         self.model.set_weights(self._weights)
 
     def _report(self, epoch: int, text: str) -> None:
-        report(f"{_TITLES[self._phase]} {epoch}/{self.params['epochs']}  {text}")
+        report(f"{self._phase.name} {epoch}/{self.params['epochs']}  {text}")
 
-    def _improves(self, done: Epoch) -> bool:
-        if self.best is None or self.best.eval_loss is None or done.eval_loss is None:
+    def _is_best(self, done: Epoch) -> bool:
+        if self.best is None or self.best.eval_brier is None or done.eval_brier is None:
             return True
-        return done.eval_loss < self.best.eval_loss
+        return done.eval_brier < self.best.eval_brier
 
 
 def _optional(logs: dict[str, float], name: str) -> float | None:
@@ -114,34 +115,25 @@ def _optional(logs: dict[str, float], name: str) -> float | None:
 
 
 def run_phase(
-    name: str,
+    config: PhaseConfig,
+    trainer: TrainerConfig,
     model: tf_keras.Model,
     train: tf.data.Dataset,
     evaluation: tf.data.Dataset | None,
     *,
     images: int,
-    epochs: int,
-    batch_size: int,
-    rate: float,
-    schedule: str,
-    patience: int,
     best: Best | None,
     logs: str,
 ) -> tuple[Phase, Best]:
     """Trains a model, which ends with the weights of the best epoch up to now.
 
     Args:
-        name: `frozen` or `fine_tune`.
+        config: the phase.
+        trainer: the section `trainer`.
         model: to logits; the strategy's scope is entered.
-        train: batches of (input, label).
-        evaluation: the same of the eval split; None: nothing to watch, every epoch is run.
-        images: number of training images.
-        epochs: most epochs.
-        batch_size: images per step.
-        rate: learning rate of Adam.
-        schedule: `constant`, or `cosine`: from `rate` down to 0 over all epochs
-            (Loshchilov and Hutter, SGDR, 2017, without restarts).
-        patience: epochs without a lower loss on the eval split that end the phase.
+        train: batches as `objective.to_train_on` gives them.
+        evaluation: the same of the eval split, unmixed; None: nothing to watch, every epoch is run.
+        images: how many an epoch has.
         best: the best epoch of the phases before.
         logs: folder of the TensorBoard logs.
 
@@ -152,23 +144,24 @@ def run_phase(
         UserError: the loss is no number.
     """
     started = time.monotonic()
-    steps = epochs * -(-images // batch_size)
-    falling = tf_keras.optimizers.schedules.CosineDecay(rate, steps)
     model.compile(
-        # The newer Adam has ten small operations per variable instead of one, and takes twice as
-        # long to trace.
-        tf_keras.optimizers.legacy.Adam(falling if schedule == "cosine" else rate),
-        tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
+        make_optimizer(config, trainer, -(-images // trainer.batch_size)),
+        make_loss(trainer.label_smoothing),
+        metrics=["accuracy", make_brier()],
     )
-    watch = Watch(name, rate, patience, best)
-    board = tf_keras.callbacks.TensorBoard(f"{logs}/{name}", write_graph=False)
-    fit: dict[str, Any] = {"validation_data": evaluation} if evaluation is not None else {}
-    model.fit(train, epochs=epochs, verbose=0, callbacks=[watch, board], **fit)
+    watch = Watch(config, trainer.patience, best)
+    board = tf_keras.callbacks.TensorBoard(f"{logs}/{config.name}", write_graph=False)
+    model.fit(
+        train,
+        validation_data=evaluation,
+        epochs=config.epochs,
+        verbose=0,
+        callbacks=[watch, board],
+    )
     seconds = time.monotonic() - started
     phase = Phase(
-        name=name,
-        rate=rate,
+        name=config.name,
+        rate=config.rate,
         trainable_parameters=sum(int(np.prod(w.shape)) for w in model.trainable_weights),
         epochs=tuple(watch.epochs),
         seconds=seconds,

@@ -17,6 +17,7 @@ class Epoch(msgspec.Struct, frozen=True, kw_only=True):
         accuracy: share of the training images that were right, while they train.
         eval_loss: mean cross-entropy over the eval split afterwards; None where it is empty.
         eval_accuracy: share of the eval split that is right; None where it is empty.
+        eval_brier: mean squared error of the probabilities there; None where it is empty.
         seconds: wall clock, evaluation included.
     """
 
@@ -25,6 +26,7 @@ class Epoch(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float
     eval_loss: float | None
     eval_accuracy: float | None
+    eval_brier: float | None
     seconds: float
 
 
@@ -32,7 +34,7 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
     """One phase of training.
 
     Attributes:
-        name: `frozen` or `fine_tune`.
+        name: as configured.
         rate: learning rate.
         trainable_parameters: how many numbers it changes.
         epochs: its epochs in order.
@@ -49,12 +51,13 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Best(msgspec.Struct, frozen=True, kw_only=True):
-    """The epoch whose weights were exported: the one with the lowest loss on the eval split."""
+    """The epoch whose weights were exported: the one with the lowest error on the eval split."""
 
     phase: str
     epoch: int
     eval_loss: float | None
     eval_accuracy: float | None
+    eval_brier: float | None
 
 
 class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,8 +69,9 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True):
         parameters: of the exported model.
         train_images, eval_images: sizes of the splits.
         replicas: devices that trained.
-        features_seconds: wall clock of the one pass of all images through the frozen backbone.
-        features_images_per_second: rate of that pass, decoding included.
+        features_computed: how many images went through what does not train, each view for itself;
+            those of earlier runs are not computed again.
+        features_seconds: wall clock of that, decoding included.
         phases: in order.
         exported: where the exported weights come from.
         seconds: wall clock of the whole training, export included.
@@ -83,8 +87,8 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True):
     train_images: int
     eval_images: int
     replicas: int
+    features_computed: int
     features_seconds: float
-    features_images_per_second: float
     phases: tuple[Phase, ...]
     exported: Best
     seconds: float

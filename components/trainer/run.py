@@ -1,8 +1,9 @@
 """The trainer as TFX's Trainer calls it: from spans and Transform's graph to an exported model.
 
-First every image goes once through the frozen backbone and the head trains on what came out; then
-the head and the upper part of the backbone train together, on what the lower part made of each
-image. The better of both on the eval split is exported. The test split is never seen here.
+By default every image goes once through the frozen backbone and the head trains on what came out;
+then the head and the upper part of the backbone train together, on what the lower part made of
+each image. The best epoch of all phases on the eval split is exported. The test split is never seen
+here.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,13 +23,19 @@ import tensorflow_transform as tft
 import tf_keras
 
 from graftline.components.progress import report
-from graftline.components.trainer import backbones, inputs
+from graftline.components.trainer.augmentation import Augmenter
 from graftline.components.trainer.autograph import leave_keras_unconverted
-from graftline.components.trainer.config import ImageConfig, TrainerConfig
+from graftline.components.trainer.backbones import build, registry
+from graftline.components.trainer.backbones.scaling import Scaling
+from graftline.components.trainer.balance import Balance, class_weights
+from graftline.components.trainer.config import AugmentationConfig, ImageConfig, TrainerConfig
+from graftline.components.trainer.cuts import Cut, cut_for_phases, still_valid
 from graftline.components.trainer.devices import make_strategy
 from graftline.components.trainer.export import export
-from graftline.components.trainer.features import Features, compute_features
-from graftline.components.trainer.network import join, make_head
+from graftline.components.trainer.features import FeatureComputer, FeatureFolder, Features
+from graftline.components.trainer.inputs import Images
+from graftline.components.trainer.network import join, make_head, pooled
+from graftline.components.trainer.objective import to_train_on
 from graftline.components.trainer.phases import run_phase
 from graftline.components.trainer.record import Best, Phase, TrainingRecord
 from graftline.serving.errors import UserError
@@ -36,7 +43,6 @@ from graftline.serving.errors import UserError
 if TYPE_CHECKING:
     from tfx.components.trainer.fn_args_utils import FnArgs
 
-_PROGRESS_EVERY = 2.0  # seconds
 _MOST_OF_FREE_DISK = 0.5
 
 
@@ -44,23 +50,48 @@ def run_fn(fn_args: FnArgs) -> None:
     """Trains and exports.
 
     Args:
-        fn_args: TFX's; `custom_config` holds the sections `trainer` and `image` and the list
-            `classes` in the order of the model's outputs.
+        fn_args: TFX's; `custom_config` holds the sections `trainer` and `image`, the list
+            `classes` in the order of the model's outputs, the folder `weights_cache`, and
+            `features`: `folder`, where they are kept, and `code`, a digest of what makes them.
 
     Raises:
         UserError: there is nothing to train on, a label is none of the classes, the weights cannot
             be read, or the loss is no number.
     """
     leave_keras_unconverted()
+    settings = fn_args.custom_config
+    config = msgspec.convert(settings["trainer"], TrainerConfig)
+    transform = tft.TFTransformOutput(fn_args.transform_output)
+    kept, logs = settings["features"], fn_args.model_run_dir
     training = Training(
-        config=msgspec.convert(fn_args.custom_config["trainer"], TrainerConfig),
-        image=msgspec.convert(fn_args.custom_config["image"], ImageConfig),
-        classes=tuple(fn_args.custom_config["classes"]),
-        transform=tft.TFTransformOutput(fn_args.transform_output),
-        files={"train": fn_args.train_files, "eval": fn_args.eval_files},
-        logs=fn_args.model_run_dir,
+        config=config,
+        image=msgspec.convert(settings["image"], ImageConfig),
+        classes=tuple(settings["classes"]),
+        transform=transform,
+        train=Images.find(fn_args.train_files, transform),
+        evaluation=Images.find(fn_args.eval_files, transform),
+        logs=logs,
+        weights_cache=Path(settings["weights_cache"]),
+        features=FeatureFolder(
+            root=Path(kept["folder"]) if config.feature_store_gb else None,
+            scratch=_local(logs),
+            most_bytes=config.feature_store_gb * 1e9,
+            code=kept["code"],
+        ),
     )
-    training.run(fn_args.serving_model_dir)
+    try:
+        training.run(fn_args.serving_model_dir)
+    finally:
+        training.features.close()
+
+
+def _local(folder: str) -> Path | None:
+    """The folder, made; None where it is on an object store."""
+    if "://" in folder:
+        return None
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 @dataclass(frozen=True)
@@ -72,46 +103,47 @@ class Training:
         image: the section `image`.
         classes: class names in the order of the model's outputs.
         transform: what Transform wrote.
-        files: patterns of the TFRecords of `train` and `eval`.
+        train, evaluation: the images of both splits.
         logs: folder of the TensorBoard logs and of `training.json`.
+        weights_cache: folder of downloaded weights.
+        features: where features are kept.
     """
 
     config: TrainerConfig
     image: ImageConfig
     classes: tuple[str, ...]
     transform: tft.TFTransformOutput
-    files: Mapping[str, Sequence[str]]
+    train: Images
+    evaluation: Images
     logs: str
+    weights_cache: Path
+    features: FeatureFolder
 
     def run(self, destination: str) -> None:
         """Trains, writes the SavedModel to `destination` and the record to `logs`."""
         config, started = self.config, time.monotonic()
         tf_keras.utils.set_random_seed(config.seed)
-        counts = self._count_images()
+        self._check()
         strategy = make_strategy(config.strategy)
         with strategy.scope():
             report(f"loading {config.backbone}")
-            backbone = backbones.load(
-                config.backbone, config.weights, config.alpha, self.image.size
+            whole = build.load(
+                config.backbone,
+                config.weights,
+                config.alpha,
+                self.image.size,
+                self.weights_cache,
+                report,
             )
+            inner = build.without_top(whole, config.backbone, config.head.skip_blocks)
+            backbone = pooled(inner, config.head.pooling)
             head = make_head(config.head, backbone.output_shape[-1], len(self.classes))
-            lower, upper = backbones.split(backbone, config.backbone, config.fine_tune.fraction)
-            if lower is not None:
-                lower.trainable = False
-            pretrained = config.weights != "none"
-            networks = {"frozen": head, "fine_tune": join(upper, head, pretrained)}
-            stored = {"frozen": backbone.output}
-            if lower is not None and self._fits_on_disk(lower, sum(counts.values())):
-                stored["fine_tune"] = lower.output
-            else:
-                networks["fine_tune"] = join(backbone, head, pretrained)
-            stored = {name: x for name, x in stored.items() if getattr(config, name).epochs}
-            computing = time.monotonic()
-            features = self._compute_features(backbone.input, stored, counts, strategy)
-            computed = time.monotonic() - computing
-            phases, best = self._run_phases(networks, features, counts)
+            cuts = cut_for_phases(backbone, head, config, self._most_bytes())
+            trained = self._run_phases(backbone, cuts, strategy)
+        best = trained.best
+        assert best is not None
         report("exporting the model")
-        model = join(backbone, head, pretrained)
+        model = join(backbone, head, pretrained=config.weights != "none")
         export(model, self.transform, self.classes, destination)
         TrainingRecord(
             backbone=config.backbone,
@@ -121,118 +153,138 @@ class Training:
             seed=config.seed,
             classes=len(self.classes),
             parameters=model.count_params(),
-            train_images=counts["train"],
-            eval_images=counts["eval"],
+            train_images=len(self.train),
+            eval_images=len(self.evaluation),
             replicas=strategy.num_replicas_in_sync,
-            features_seconds=computed,
-            features_images_per_second=sum(counts.values()) / computed if stored else 0.0,
-            phases=phases,
+            features_computed=trained.computed,
+            features_seconds=trained.seconds,
+            phases=tuple(trained.phases),
             exported=best,
             seconds=time.monotonic() - started,
         ).write(self.logs)
 
-    def _count_images(self) -> dict[str, int]:
-        counts = {}
-        for split, patterns in self.files.items():
-            labels = inputs.read_labels(patterns, self.transform)
-            if np.any(labels < 0):
+    def _check(self) -> None:
+        """Refuses what cannot be trained on.
+
+        Raises:
+            UserError: a label is none of the classes, or there is no image.
+        """
+        for split, images in (("train", self.train), ("eval", self.evaluation)):
+            unknown = int(np.sum(images.labels < 0))
+            if unknown:
                 raise UserError(
-                    f"{np.sum(labels < 0)} images of the {split} split have a label that is none "
-                    f"of the {len(self.classes)} classes of the schema. Add it to the schema, or "
-                    "drop these images again with another label."
+                    f"{unknown} images of the {split} split have a label that is none of the "
+                    f"{len(self.classes)} classes of the schema. Add it to the schema, or drop "
+                    "these images again with another label."
                 )
-            counts[split] = len(labels)
-        if not counts["train"]:
+        if not len(self.train):
             raise UserError(
                 "There is no image to train on: the train split of every span of the window is "
                 "empty. Drop more images."
             )
-        if not counts["eval"]:
+        if not len(self.evaluation):
             report("no image in the eval split: no early stopping, the last epoch is exported")
-        return counts
 
-    def _fits_on_disk(self, lower: tf_keras.Model, images: int) -> bool:
-        needed = int(np.prod(lower.output_shape[1:])) * 4 * images
-        free = shutil.disk_usage(self._scratch() or tempfile.gettempdir()).free
-        return needed <= free * _MOST_OF_FREE_DISK
-
-    def _scratch(self) -> Path | None:
-        """Where features go: beside the logs, unless those go to an object store."""
-        if "://" in self.logs:
-            return None
-        folder = Path(self.logs)
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
-    def _compute_features(
-        self,
-        image: Any,
-        stored: Mapping[str, Any],
-        counts: Mapping[str, int],
-        strategy: tf.distribute.Strategy,
-    ) -> dict[str, Features]:
-        """Runs all images once through what does not train; features by split."""
-        if not stored:
-            return {}
-        network = tf_keras.Model(image, dict(stored))
-        show = _progress("computing features", sum(counts.values()))
-        features = {}
-        for split, patterns in self.files.items():
-            images = inputs.read_batches(patterns, self.transform, self.config.batch_size)
-            features[split] = compute_features(network, images, strategy, self._scratch(), show)
-        return features
+    def _most_bytes(self) -> float:
+        """How much the stored activations of one image may take."""
+        free = shutil.disk_usage(self.features.scratch or tempfile.gettempdir()).free
+        augmentation = self.config.augmentation
+        views = augmentation.views if augmentation.varies else 1
+        return free * _MOST_OF_FREE_DISK / (len(self.train) * views + len(self.evaluation))
 
     def _run_phases(
-        self,
-        networks: Mapping[str, tf_keras.Model],
-        features: Mapping[str, Features],
-        counts: Mapping[str, int],
-    ) -> tuple[tuple[Phase, ...], Best]:
-        phases = []
-        best = None
-        for name, network in networks.items():
-            settings = getattr(self.config, name)
-            if not settings.epochs:
-                continue
-            phase, best = run_phase(
-                name,
-                network,
-                self._examples("train", name, features, self.config.seed),
-                self._examples("eval", name, features, None) if counts["eval"] else None,
-                images=counts["train"],
-                epochs=settings.epochs,
-                batch_size=self.config.batch_size,
-                rate=settings.rate,
-                schedule=settings.schedule,
-                patience=self.config.patience,
-                best=best,
+        self, backbone: tf_keras.Model, cuts: Sequence[Cut], strategy: tf.distribute.Strategy
+    ) -> _Trained:
+        config = self.config
+        outcome = _Trained()
+        features: dict[str, tuple[Features, Features]] = {}
+        trained = 0
+        for number, (settings, one) in enumerate(zip(config.phases, cuts, strict=True)):
+            if one.stored is not None and (trained > one.blocks or one.name not in features):
+                started = time.monotonic()
+                stored = still_valid(cuts[number:], trained) or {one.name: one.stored}
+                features, computed = self._features(backbone, stored, strategy)
+                outcome.computed += computed
+                outcome.seconds += time.monotonic() - started
+            backbone.trainable = True
+            if one.lower is not None:
+                one.lower.trainable = False
+            trained = max(trained, one.blocks)
+            train, evaluation = self._examples(one, features.get(one.name))
+            phase, outcome.best = run_phase(
+                settings,
+                config,
+                one.network,
+                train,
+                evaluation if len(self.evaluation) else None,
+                images=len(self.train),
+                best=outcome.best,
                 logs=self.logs,
             )
-            phases.append(phase)
-        assert best is not None
-        return tuple(phases), best
+            outcome.phases.append(phase)
+        return outcome
+
+    def _features(
+        self, backbone: tf_keras.Model, stored: Mapping[str, Any], strategy: tf.distribute.Strategy
+    ) -> tuple[dict[str, tuple[Features, Features]], int]:
+        """Features of the train and the eval split by name, and how many had to be computed."""
+        config = self.config
+        computer = FeatureComputer(
+            self.features, strategy, config.batch_size, config.augmentation, self._scaling
+        )
+        made_by = {
+            "backbone": config.backbone,
+            "alpha": config.alpha,
+            "image": msgspec.to_builtins(self.image),
+            "pooling": config.head.pooling,
+        }
+        of_split = [
+            computer.compute(backbone.input, stored, made_by, images, varied)
+            for images, varied in ((self.train, True), (self.evaluation, False))
+        ]
+        (train, computed), (evaluation, more) = of_split
+        return {name: (train[name], evaluation[name]) for name in stored}, computed + more
 
     def _examples(
-        self, split: str, phase: str, features: Mapping[str, Features], shuffle_seed: int | None
-    ) -> tf.data.Dataset:
-        """Batches of what a phase trains on: stored features, else the images themselves."""
-        batch_size = self.config.batch_size
-        if split in features and phase in features[split].files:
-            return features[split].batches(phase, batch_size, shuffle_seed)
-        return inputs.read_batches(self.files[split], self.transform, batch_size, shuffle_seed)
+        self, one: Cut, features: tuple[Features, Features] | None
+    ) -> tuple[tf.data.Dataset, tf.data.Dataset]:
+        """What a phase trains on and is watched by: stored features, else the images themselves."""
+        config, classes = self.config, len(self.classes)
+        size, seed, labels = config.batch_size, config.seed, self.train.labels
+        balance = Balance.of(labels, classes) if config.imbalance == "resample" else None
+        if one.stored is not None:
+            assert features is not None
+            train = features[0].batches(size, seed, balance)
+            evaluation = features[1].batches(size, None)
+        else:
+            varies = config.augmentation.varies
+            augmenter = Augmenter(config.augmentation, self._scaling) if varies else None
+            train = self.train.shuffled_batches(size, seed, augmenter=augmenter, balance=balance)
+            evaluation = self.evaluation.batches(size)
+        weights = class_weights(labels, classes) if config.imbalance == "weights" else None
+        plain = msgspec.structs.replace(config, augmentation=AugmentationConfig())
+        return (
+            to_train_on(train, classes, config, weights),
+            to_train_on(evaluation, classes, plain, None),
+        )
+
+    @property
+    def _scaling(self) -> Scaling:
+        return registry.find(self.config.backbone).scaling
 
 
-def _progress(title: str, total: int) -> Callable[[int], None]:
-    """A function that is told how many more images are done, and reports every few seconds."""
-    started = shown = time.monotonic()
-    done = 0
+class _Trained:
+    """What came of the phases.
 
-    def show(images: int) -> None:
-        nonlocal shown, done
-        done += images
-        now = time.monotonic()
-        if now - shown >= _PROGRESS_EVERY or done == total:
-            shown = now
-            report(f"{title} {done}/{total}  {done / (now - started):.0f} images/s")
+    Attributes:
+        phases: what happened.
+        best: the best epoch of all.
+        computed: how many images went through what does not train, each view for itself.
+        seconds: wall clock of that.
+    """
 
-    return show
+    def __init__(self) -> None:
+        self.phases: list[Phase] = []
+        self.best: Best | None = None
+        self.computed = 0
+        self.seconds = 0.0

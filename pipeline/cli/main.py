@@ -20,6 +20,7 @@ from graftline.serving.errors import Refused, UserError
 
 # In the order in which a project meets them.
 _COMMANDS = {
+    "backbones": "backbones",
     "init": "init",
     "drop": "drops",
     "drops": "drops",

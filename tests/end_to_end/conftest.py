@@ -11,7 +11,7 @@ from commands import draw, graftline
 # Small and quick: the frozen phase alone tells colours apart.
 QUICK = """
 image: {size: 32}
-trainer: {frozen: {epochs: 20}, fine_tune: {epochs: 0}, batch_size: 16}
+trainer: {phases: [{name: frozen, epochs: 20, rate: 1e-3}], batch_size: 16}
 drop: {eval_share: 0.15, test_share: 0.25}
 model_gate: {min_test_images: 5, resamples: 1000}
 data_gate: {shift: true}

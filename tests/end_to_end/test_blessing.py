@@ -20,8 +20,8 @@ BLESS = ("run", "--bless", "--reason", "a drill")
 @pytest.fixture
 def refused(project: Path) -> Path:
     """A project whose only candidate the model gate has refused."""
-    bounds = ("model_gate.min_class_recall=1.0", "trainer.frozen.epochs=1")
-    graftline(project, "run", *bounds, "trainer.frozen.rate=1e-9", expect=3)
+    bounds = ("model_gate.min_class_recall=1.0", "trainer.phases.frozen.epochs=1")
+    graftline(project, "run", *bounds, "trainer.phases.frozen.rate=1e-9", expect=3)
     return project
 
 

@@ -42,7 +42,7 @@ def test_status_and_drops_tell_what_happened(published):
 
 def test_a_worse_candidate_is_refused_and_kept_and_a_person_can_bless_it(published):
     before = in_service(published)
-    worse = ["trainer.frozen.rate=1e-9", "trainer.frozen.epochs=1"]
+    worse = ["trainer.phases.frozen.rate=1e-9", "trainer.phases.frozen.epochs=1"]
     worse += ["model_gate.min_accuracy=0", "model_gate.min_class_recall=0"]
 
     refusal = answer(published, "run", "--force", *worse, expect=3)

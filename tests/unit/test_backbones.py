@@ -1,11 +1,18 @@
 """The registry of backbones, their weights, and where they are cut."""
 
+from __future__ import annotations
+
 import csv
+import hashlib
+import http.server
+import io
 import os
 import pickle
 import sys
+import tarfile
+import threading
 from collections import OrderedDict
-from importlib import resources
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -14,36 +21,37 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from graftline.components.trainer import backbones, efficientnet_lite
+from graftline.components.trainer.backbones import build, efficientnet_lite, registry
+from graftline.components.trainer.backbones.scaling import PLAIN
+from graftline.components.trainer.backbones.torch_tensors import read_tensors
+from graftline.components.trainer.backbones.weights import find_or_fetch
 from graftline.components.trainer.config import ImageConfig
-from graftline.components.trainer.torch_tensors import read_tensors
 from graftline.pipeline.preprocessing import read_images
 from graftline.serving.errors import UserError
 
-PACKAGED = Path(str(resources.files(efficientnet_lite.PACKAGE))) / efficientnet_lite.WEIGHT_FILE
+V2_FILE = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_96_no_top.h5"
 MAGIC = 0x1950A86A20F9469CFC6C
 
 
 @pytest.fixture(scope="module")
 def lite0():
-    return backbones.load("efficientnet_lite0", "bundled", 1.0, 96)
+    return load("efficientnet_lite0", "bundled", 1.0, 96)
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a registered backbone that is made quickly; alpha sets its width."""
 
-    def make(size: int, alpha: float, weights: str | None) -> tf_keras.Model:
+    def make(size: int, alpha: float) -> tf_keras.Model:
         layers = tf_keras.layers
         image = tf_keras.Input((size, size, 3))
         x = layers.Conv2D(int(8 * alpha), 3, name="first_conv")(image)
         x = layers.BatchNormalization(name="first_bn")(x)
         x = layers.Conv2D(4, 1, name="second_conv")(x)
-        return tf_keras.Model(image, layers.GlobalAveragePooling2D()(x))
+        return tf_keras.Model(image, x)
 
-    scaling = backbones.BACKBONES["mobilenet_v2"].scaling
-    entry = backbones.Backbone("small", make, scaling, r"(first|second)_", has_alpha=True)
-    monkeypatch.setitem(backbones.BACKBONES, "small", entry)
+    entry = registry.Backbone("small", make, PLAIN, r"(first|second)_", alphas=(0.5, 1.0))
+    monkeypatch.setitem(registry.BACKBONES, "small", entry)
     return "small"
 
 
@@ -57,6 +65,71 @@ def torch(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         made = type(name, (), {"__module__": module})
         setattr(modules[module], name, made)
     return modules["torch"]
+
+
+def load(name: str, weights: str, alpha: float, size: int) -> tf_keras.Model:
+    return build.load(name, weights, alpha, size, cache=Path("/nowhere"))
+
+
+class Shelf:
+    """A folder behind a real web server on this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.asked: list[str] = []
+        self.cut_short = False
+        folder.mkdir(parents=True)
+        shelf = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                shelf.asked.append(self.path)
+                content = shelf.content(self.path.partition("?")[0])
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content[: len(content) // 2] if shelf.cut_short else content)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.server.server_port}/"
+
+    def content(self, path: str) -> bytes:
+        """A file, or a folder as TensorFlow Hub packs it."""
+        found = self.folder / path.strip("/")
+        if found.is_file():
+            return found.read_bytes()
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+            archive.add(found, ".")
+        return packed.getvalue()
+
+    def __enter__(self) -> Shelf:
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def write_hub_module(folder: Path) -> None:
+    """A feature vector of three numbers, as TensorFlow Hub serves it."""
+
+    class Means(tf.train.Checkpoint):
+        def __init__(self) -> None:
+            super().__init__()
+            self.factor = tf.Variable(2.0)
+            self.variables = self.trainable_variables = [self.factor]
+            self.regularization_losses = []
+
+        @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3))])
+        def __call__(self, images: tf.Tensor) -> tf.Tensor:
+            return self.factor * tf.reduce_mean(images, (1, 2))
+
+    tf.saved_model.save(Means(), str(folder))
 
 
 class Stored:
@@ -94,12 +167,13 @@ def write_torch_file(path: Path, tensors: object, values: dict[str, np.ndarray])
 
 def test_an_unknown_backbone_is_refused_with_the_nearest_name():
     with pytest.raises(UserError, match="Did you mean mobilenet_v3_small"):
-        backbones.find("mobilnet_v3_smal")
+        registry.find("mobilnet_v3_smal")
 
 
 @pytest.mark.parametrize(("fraction", "channels"), [(0.01, 320), (0.5, 80)])
 def test_both_parts_of_a_cut_backbone_make_the_whole(lite0, fraction, channels):
-    lower, upper = backbones.split(lite0, "efficientnet_lite0", fraction)
+    blocks = build.upper_blocks(lite0, "efficientnet_lite0", fraction, 0)
+    lower, upper = build.split(lite0, "efficientnet_lite0", blocks)
     assert lower is not None
     assert lower.output_shape[-1] == channels
     image = np.random.default_rng(0).normal(size=(2, 96, 96, 3)).astype(np.float32)
@@ -108,38 +182,54 @@ def test_both_parts_of_a_cut_backbone_make_the_whole(lite0, fraction, channels):
 
 
 def test_all_of_a_backbone_has_no_lower_part(small):
-    whole = backbones.load(small, "none", 1.0, 32)
-    assert backbones.split(whole, small, 1.0) == (None, whole)
+    whole = load(small, "none", 1.0, 32)
+    blocks = build.upper_blocks(whole, small, 1.0, 0)
+    assert build.split(whole, small, blocks) == (None, whole)
 
 
-def test_lite0_has_the_parameters_of_the_published_network(lite0):
+@pytest.mark.parametrize("variant", efficientnet_lite.VARIANTS, ids=lambda v: v.name)
+def test_a_lite_network_has_the_parameters_of_the_published_one(variant):
     classifier = (1280 + 1) * 1000
-    assert lite0.count_params() + classifier == 4_694_024
+    model = efficientnet_lite.build(variant, 64)
+    trained = sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
+    assert trained + classifier == (4_652_008, 5_416_680, 6_092_072)[variant.number]
 
 
-def test_lite0_tells_real_photographs_apart(lite0, shared_data):
+DAISY = 985  # of ImageNet's thousand classes; none of the other flowers is among them
+
+
+@pytest.mark.parametrize("variant", efficientnet_lite.VARIANTS, ids=lambda v: v.name)
+def test_a_lite_network_with_its_published_classifier_knows_a_daisy(variant, shared_data):
     folder = shared_data / "flowers_ccby"
     with (folder / "manifest.csv").open() as file:
-        rows = list(csv.DictReader(file))[::12]
-    encoded = [(folder / row["file"]).read_bytes() for row in rows]
-    images = (read_images(tf.constant(encoded), ImageConfig(size=96)) - 127) / 128
-    features = lite0.predict(images, batch_size=32, verbose=0)
-    labels = np.array([row["class"] for row in rows])
-    known, asked = np.arange(len(rows)) % 2 == 0, np.arange(len(rows)) % 2 == 1
-    names = sorted(set(labels))
-    centres = np.stack([features[known & (labels == name)].mean(axis=0) for name in names])
-    distances = np.linalg.norm(features[asked][:, None] - centres, axis=2)
-    right = np.array(names)[distances.argmin(axis=1)] == labels[asked]
-    assert right.mean() > 0.6, "chance is 0.2"
+        rows = list(csv.DictReader(file))
+    daisies = [row for row in rows if row["class"] == "daisy"][::12]
+    others = [row for row in rows if row["class"] != "daisy"][::50]
+    size = registry.BACKBONES[variant.name].size
+    model = build.load(variant.name, "bundled", 1.0, size, Path("/nowhere"))
+    tensors = read_tensors(variant.packaged)
+
+    named = []
+    for row in daisies + others:
+        encoded = tf.constant([(folder / row["file"]).read_bytes()])
+        image = (read_images(encoded, ImageConfig(size=size)) - 127) / 128
+        features = model(image, training=False).numpy().mean(axis=(1, 2))[0]
+        named.append(int(np.argmax(tensors["_fc.weight"] @ features + tensors["_fc.bias"])))
+
+    right = np.array(named) == DAISY
+    assert right[: len(daisies)].mean() > 0.8
+    # ImageNet knows hardly another flower, so that some of them go for one.
+    assert right[len(daisies) :].mean() < 0.4
 
 
 def test_a_changed_byte_in_the_bundled_weights_is_refused(lite0, tmp_path):
-    damaged = bytearray(PACKAGED.read_bytes())
+    variant = efficientnet_lite.VARIANTS[0]
+    damaged = bytearray(variant.packaged.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     path = tmp_path / "lite0.pth"
     path.write_bytes(damaged)
     with pytest.raises(UserError, match="SHA-256") as refused:
-        efficientnet_lite.set_weights(lite0, path, efficientnet_lite.SHA256)
+        efficientnet_lite.set_weights(lite0, path, variant)
     assert str(path) in str(refused.value)
 
 
@@ -183,9 +273,9 @@ def test_a_tensor_file_that_is_torn_is_refused_by_name(torch, tmp_path):
 
 
 def test_weights_come_from_a_file_of_the_same_network(small, tmp_path):
-    saved = backbones.load(small, "none", 1.0, 32)
+    saved = load(small, "none", 1.0, 32)
     saved.save_weights(str(tmp_path / "w.h5"))
-    read = backbones.load(small, str(tmp_path / "w.h5"), 1.0, 64)
+    read = load(small, str(tmp_path / "w.h5"), 1.0, 64)
     for one, other in zip(saved.get_weights(), read.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -193,40 +283,162 @@ def test_weights_come_from_a_file_of_the_same_network(small, tmp_path):
 def test_weights_of_another_network_are_refused_by_name(small, lite0, tmp_path):
     lite0.save_weights(str(tmp_path / "w.h5"))
     with pytest.raises(UserError, match=r"w\.h5 does not fit small"):
-        backbones.load(small, str(tmp_path / "w.h5"), 1.0, 32)
+        load(small, str(tmp_path / "w.h5"), 1.0, 32)
 
 
 def test_weights_of_another_width_are_refused_by_name(small, tmp_path):
-    backbones.load(small, "none", 0.5, 32).save_weights(str(tmp_path / "w.h5"))
+    load(small, "none", 0.5, 32).save_weights(str(tmp_path / "w.h5"))
     with pytest.raises(UserError, match=r"w\.h5 does not fit small"):
-        backbones.load(small, str(tmp_path / "w.h5"), 1.0, 32)
+        load(small, str(tmp_path / "w.h5"), 1.0, 32)
 
 
 def test_a_torn_weight_file_is_refused_by_name(small, tmp_path):
     path = tmp_path / "w.h5"
-    backbones.load(small, "none", 1.0, 32).save_weights(str(path))
+    load(small, "none", 1.0, 32).save_weights(str(path))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UserError, match=r"w\.h5 is not a whole HDF5 file"):
-        backbones.load(small, str(path), 1.0, 32)
+        load(small, str(path), 1.0, 32)
 
 
 def test_a_missing_weight_file_is_refused_by_name(small, tmp_path):
     with pytest.raises(UserError, match=r"no weight file .*w\.h5"):
-        backbones.load(small, str(tmp_path / "w.h5"), 1.0, 32)
+        load(small, str(tmp_path / "w.h5"), 1.0, 32)
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch) -> Iterator[Shelf]:
+    """A web server of weight files, to which Keras's addresses lead."""
+    served = Shelf(tmp_path / "served")
+    with served:
+        monkeypatch.setattr(
+            "tf_keras.src.applications.mobilenet_v2.BASE_WEIGHT_PATH", served.address
+        )
+        yield served
+
+
+def imagenet(cache: Path) -> tf_keras.Model:
+    return build.load("mobilenet_v2", "imagenet", 0.35, 96, cache)
+
+
+def test_imagenet_weights_are_downloaded_once_and_kept(shelf, tmp_path):
+    made = build.load("mobilenet_v2", "none", 0.35, 96, tmp_path)
+    made.save_weights(str(shelf.folder / V2_FILE))
+
+    for _ in range(2):
+        read = imagenet(tmp_path / "cache")
+        np.testing.assert_array_equal(read.get_weights()[0], made.get_weights()[0])
+
+    assert shelf.asked == [f"/{V2_FILE}"]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [V2_FILE]
+
+
+def test_a_download_that_breaks_off_leaves_nothing_behind(shelf, tmp_path):
+    (shelf.folder / V2_FILE).write_bytes(b"x" * 3_000_000)
+    shelf.cut_short = True
+    with pytest.raises(UserError, match="the connection broke after"):
+        imagenet(tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_download_with_another_hash_is_refused_and_not_kept(shelf, tmp_path):
+    (shelf.folder / "w.h5").write_bytes(b"something else")
+    with pytest.raises(UserError, match="its hash is"):
+        find_or_fetch(tmp_path, print, "w.h5", f"{shelf.address}w.h5", "0" * 32)
+    assert not (tmp_path / "w.h5").exists()
+
+
+@pytest.mark.parametrize("algorithm", ["md5", "sha256"])
+def test_a_torn_file_in_the_cache_is_found_by_its_hash(tmp_path, algorithm):
+    (tmp_path / "w.h5").write_bytes(b"whole")
+    expected = hashlib.new(algorithm, b"whole").hexdigest()
+    assert find_or_fetch(tmp_path, print, "w.h5", "http://nowhere", expected).exists()
+    (tmp_path / "w.h5").write_bytes(b"who")
+    with pytest.raises(UserError, match=r"w\.h5 is torn or another one"):
+        find_or_fetch(tmp_path, print, "w.h5", "http://nowhere", expected)
 
 
 def test_imagenet_without_network_says_which_file_to_put_where(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="could not be downloaded") as refused:
-        backbones.load("mobilenet_v2", "imagenet", 0.35, 96)
-    name = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_96_no_top.h5"
-    file = tmp_path / ".keras" / "models" / name
-    assert str(file) in str(refused.value)
-    assert f"storage.googleapis.com/tensorflow/keras-applications/mobilenet_v2/{name}" in str(
-        refused.value
+        imagenet(tmp_path)
+    assert str(tmp_path / V2_FILE) in str(refused.value)
+    assert (
+        f"https://storage.googleapis.com/tensorflow/keras-applications/mobilenet_v2/{V2_FILE}"
+        in (str(refused.value))
     )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(b"\x89HDF\r\n\x1a\n, the rest of which is missing")
-    with pytest.raises(UserError, match=r"could not be read from .*\.keras/models"):
-        backbones.load("mobilenet_v2", "imagenet", 0.35, 96)
+
+
+def test_a_file_put_into_the_cache_by_hand_is_used_and_a_torn_one_is_named(shared_data, tmp_path):
+    whole = (shared_data / "weights" / "mobilenet_v2_0.35_224_no_top.h5").read_bytes()
+    (tmp_path / V2_FILE.replace("_96_", "_224_")).write_bytes(whole)
+    build.load("mobilenet_v2", "imagenet", 0.35, 224, tmp_path)
+    (tmp_path / V2_FILE).write_bytes(whole[:-1000])
+    with pytest.raises(UserError, match=rf"{V2_FILE} (is not a whole HDF5 file|does not fit)"):
+        imagenet(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "alpha"), [("mobilenet", 0.25), ("mobilenet_v3_large", 0.75), ("nasnet_mobile", 1.0)]
+)
+def test_keras_asks_for_the_file_that_the_registry_names(tmp_path, name, alpha):
+    backbone = registry.find(name)
+
+    class Asked(Exception):
+        pass
+
+    def source(file: str, address: str, expected: str | None) -> str:
+        assert file == backbone.application.file(alpha, 224)
+        raise Asked
+
+    with pytest.raises(Asked):
+        backbone.application.make(224, alpha, source)
+
+
+def test_a_hub_handle_without_a_version_is_refused():
+    with pytest.raises(UserError, match="names no version"):
+        registry.find("https://tfhub.dev/google/imagenet/mobilenet_v2_035_224/feature_vector")
+
+
+def test_a_hub_feature_vector_is_fetched_by_its_handle(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path / "cache"))
+    with Shelf(tmp_path / "served") as shelf:
+        write_hub_module(shelf.folder / "vector" / "1")
+        handle = f"{shelf.address}vector/1"
+        model = build.load(handle, "hub", 1.0, 32, tmp_path)
+    assert model.output_shape == (None, 3)
+    assert registry.find(handle).scaling.deviation == (255.0, 255.0, 255.0)
+
+
+def test_a_hub_handle_without_network_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path))
+    with pytest.raises(UserError, match="TFHUB_CACHE_DIR"):
+        build.load("http://127.0.0.1:9/vector/1", "hub", 1.0, 32, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "smallest", "features"),
+    [("lenet5", 20, 84), ("residual", 16, 64), ("residual_cbam", 16, 64)],
+)
+def test_a_small_network_can_be_cut_between_its_blocks(name, smallest, features):
+    whole = build.load(name, "none", 1.0, smallest, Path())
+    assert whole.output_shape[-1] == features
+    lower, upper = build.split(whole, name, 2)
+    image = np.random.default_rng(0).normal(size=(2, smallest, smallest, 3)).astype(np.float32)
+    np.testing.assert_allclose(upper(lower(image)), whole(image), rtol=1e-4, atol=1e-6)
+
+
+def test_without_its_uppermost_blocks_a_backbone_gives_the_features_below(lite0):
+    inner = build.without_top(lite0, "efficientnet_lite0", 1)
+    assert inner.output_shape == (None, 3, 3, 320)
+    with pytest.raises(UserError, match="leaves nothing"):
+        build.without_top(lite0, "efficientnet_lite0", 99)
+
+
+def test_more_blocks_than_a_backbone_has_cannot_train(lite0):
+    with pytest.raises(UserError, match="has 18 blocks, of which 19 cannot train"):
+        build.upper_blocks(lite0, "efficientnet_lite0", 0.0, 19)
+
+
+def test_a_network_whose_blocks_cannot_be_told_apart_trains_as_a_whole():
+    whole = build.load("nasnet_mobile", "none", 1.0, 32, Path())
+    assert build.split(whole, "nasnet_mobile", 1) == (None, whole)

@@ -29,7 +29,7 @@ def test_the_commented_file_explains_every_key(tmp_path):
     path = tmp_path / "graftline.yaml"
     write_config(Config(), path)
     lines = path.read_text(encoding="utf-8").splitlines()
-    keys = [i for i, line in enumerate(lines) if line.strip() and not line.strip().startswith("#")]
+    keys = [i for i, line in enumerate(lines) if line.strip() and line.strip()[0] not in "#-"]
     without_comment = [lines[i] for i in keys if not lines[i - 1].strip().startswith("#")]
     assert len(keys) > 30
     assert without_comment == []
@@ -41,9 +41,37 @@ def test_an_override_wins_over_the_file(tmp_path):
 
 
 def test_a_number_may_be_written_with_an_exponent(tmp_path):
-    config = load(tmp_path, "trainer: {fine_tune: {rate: 1e-4}}")
-    assert config.trainer.fine_tune is not None
-    assert config.trainer.fine_tune.rate == 1e-4
+    config = load(tmp_path, "trainer: {phases: [{name: a, epochs: 1, rate: 1e-4}]}")
+    assert config.trainer.phases[0].rate == 1e-4
+
+
+def test_an_override_reaches_into_a_list_by_name_and_leaves_the_rest_as_it_is(tmp_path):
+    config = load(tmp_path, "", "trainer.phases.fine_tune.epochs=3")
+    assert [phase.epochs for phase in config.trainer.phases] == [
+        Config().trainer.phases[0].epochs,
+        3,
+    ]
+    only = "trainer: {phases: [{name: a, epochs: 1, rate: 1e-4}]}"
+    assert load(tmp_path, only, "trainer.phases.a.epochs=7").trainer.phases[0].epochs == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("trainer.phases.fine.epochs=3", "there is no fine; there are frozen, fine_tune"),
+        ("trainer.phases.frozen=3", "frozen is a section"),
+        ("trainer.phases.frozen.epoch=3", "Did you mean epochs"),
+    ],
+)
+def test_an_override_of_what_is_not_in_the_list_is_refused(tmp_path, override, said):
+    with pytest.raises(UserError, match=said):
+        load(tmp_path, "", override)
+
+
+def test_images_too_small_for_the_backbone_are_refused(tmp_path):
+    text = "trainer: {backbone: xception, weights: imagenet}\nimage: {size: 64}"
+    with pytest.raises(UserError, match="takes images of 71 pixels and more"):
+        load(tmp_path, text)
 
 
 def test_the_plain_data_of_a_configuration_has_every_section():

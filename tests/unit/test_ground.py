@@ -175,7 +175,7 @@ def test_a_lock_file_holds_what_the_stack_and_the_project_ask_for(name: str) -> 
     folder = ROOT / "requirements"
     locked = (folder / f"{name}.lock").read_text()
     asked = re.findall(r"^[a-z].*$", (folder / f"{name}.in").read_text(), re.M)
-    asked += [*asked_for("dependencies"), *asked_for("development")]
+    asked += [*asked_for("dependencies"), *asked_for("development"), *asked_for("lite")]
     assert not {
         line
         for line in asked

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_keras
 from PIL import Image, ImageOps
 
-from graftline.components.trainer.backbones import BACKBONES
+from graftline.components.trainer.backbones.registry import BACKBONES
 from graftline.components.trainer.config import ImageConfig, TrainerConfig
 from graftline.pipeline.exif import orientations
 from graftline.pipeline.preprocessing import preprocessing_config, preprocessing_fn, read_images

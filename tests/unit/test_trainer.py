@@ -1,6 +1,7 @@
 """The trainer, from TFRecords to an exported model, on small images and a small network."""
 
 import functools
+import hashlib
 import io
 import json
 import math
@@ -19,8 +20,10 @@ from PIL import Image
 from tensorflow_transform.tf_metadata.dataset_metadata import DatasetMetadata
 
 from graftline.components import progress
-from graftline.components.trainer import backbones
-from graftline.components.trainer.features import FeatureFile, Features, compute_features
+from graftline.components.trainer.backbones import registry
+from graftline.components.trainer.backbones.scaling import PLAIN
+from graftline.components.trainer.feature_store import FeatureStore
+from graftline.components.trainer.features import Features
 from graftline.components.trainer.record import TrainingRecord
 from graftline.components.trainer.run import run_fn
 from graftline.pipeline.preprocessing import preprocessing_fn
@@ -32,23 +35,22 @@ COLOURS = {"blå": (40, 40, 220), "green": (40, 220, 40), "red": (220, 40, 40)}
 SIZE = 32
 
 
-def make(size: int, alpha: float, weights: str | None) -> tf_keras.Model:
+def make(size: int, alpha: float) -> tf_keras.Model:
     """A network of two blocks."""
     layers = tf_keras.layers
     image = tf_keras.Input((size, size, 3))
     x = layers.Conv2D(8, 3, 4, activation="relu", name="first_conv")(image)
     x = layers.BatchNormalization(name="first_bn")(x)
     x = layers.Conv2D(16, 3, 2, activation="relu", name="second_conv")(x)
-    return tf_keras.Model(image, layers.GlobalAveragePooling2D()(x))
+    return tf_keras.Model(image, x)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def small() -> Iterator[str]:
     """Registers that network for the time of these tests; its weights are in a file."""
-    scaling = backbones.BACKBONES["mobilenet_v2"].scaling
-    backbones.BACKBONES["small"] = backbones.Backbone("small", make, scaling, r"(first|second)_")
+    registry.BACKBONES["small"] = registry.Backbone("small", make, PLAIN, r"(first|second)_")
     yield "small"
-    del backbones.BACKBONES["small"]
+    del registry.BACKBONES["small"]
 
 
 def picture(label: str, seed: int) -> bytes:
@@ -59,7 +61,8 @@ def picture(label: str, seed: int) -> bytes:
 
 
 def example(image: bytes, label: str) -> bytes:
-    features = {"image": image, "label": label.encode()}
+    name = hashlib.sha256(image).hexdigest()
+    features = {"image": image, "label": label.encode(), "id": name.encode()}
     return tf.train.Example(
         features=tf.train.Features(
             feature={
@@ -119,9 +122,15 @@ def train(tmp_path_factory, transform_graph, spans, small) -> Train:
     """Runs the trainer with some settings and returns its record; `folder` has the rest."""
     weights = tmp_path_factory.mktemp("weights") / "small.h5"
     tf_keras.utils.set_random_seed(5)
-    make(SIZE, 1.0, None).save_weights(str(weights))
+    make(SIZE, 1.0).save_weights(str(weights))
 
-    def run(folder: Path, patterns: dict[str, list[str]] | None = None, **settings):
+    def run(
+        folder: Path,
+        patterns: dict[str, list[str]] | None = None,
+        features: Path | None = None,
+        code: str = "",
+        **settings: object,
+    ) -> TrainingRecord:
         trainer = {"backbone": small, "weights": str(weights), "batch_size": 8, **settings}
         files = {**spans, **(patterns or {})}
         run_fn(
@@ -136,6 +145,8 @@ def train(tmp_path_factory, transform_graph, spans, small) -> Train:
                     "trainer": json.loads(json.dumps(trainer)),
                     "image": {"size": SIZE},
                     "classes": CLASSES,
+                    "weights_cache": "/nowhere",
+                    "features": {"folder": str(features or folder / "features"), "code": code},
                 },
             )
         )
@@ -151,7 +162,11 @@ def trained(tmp_path_factory, train) -> tuple[Path, TrainingRecord, list[str]]:
     progress.listen(lines.append)
     try:
         record = train(
-            folder, frozen={"epochs": 20, "rate": 0.02}, fine_tune={"epochs": 2, "rate": 1e-4}
+            folder,
+            phases=[
+                {"name": "frozen", "epochs": 20, "rate": 0.02},
+                {"name": "fine_tune", "epochs": 2, "rate": 1e-4, "fraction": 0.5},
+            ],
         )
     finally:
         progress.listen(None)
@@ -208,7 +223,8 @@ def test_labels_lie_beside_the_model(trained):
 def test_the_record_tells_what_happened(trained):
     folder, record, _ = trained
     assert (record.train_images, record.eval_images, record.classes) == (48, 12, 4)
-    assert record.features_images_per_second > 0
+    assert record.features_computed == 60
+    assert record.features_seconds > 0
     assert [phase.name for phase in record.phases] == ["frozen", "fine_tune"]
     frozen, fine_tune = record.phases
     assert frozen.trainable_parameters == 16 * 4 + 4
@@ -216,7 +232,7 @@ def test_the_record_tells_what_happened(trained):
     assert all(phase.images_per_second > 0 for phase in record.phases)
     epochs = frozen.epochs + fine_tune.epochs
     assert all(math.isfinite(epoch.loss) and epoch.eval_loss is not None for epoch in epochs)
-    assert record.exported.eval_loss == min(epoch.eval_loss for epoch in epochs)
+    assert record.exported.eval_brier == min(epoch.eval_brier for epoch in epochs)
     for phase in ("frozen", "fine_tune"):
         assert list((folder / "run" / phase).glob("train/events.*"))
 
@@ -234,20 +250,43 @@ def test_fine_tuning_goes_on_where_the_head_ended(trained):
 def test_progress_is_reported(trained):
     lines = trained[2]
     assert "loading small" in lines
-    assert any(line.startswith("computing features 60/60") for line in lines)
-    assert any(line.startswith("training the head 1/20  accuracy ") for line in lines)
-    assert any(line.startswith("fine-tuning 2/2  accuracy ") for line in lines)
+    assert any(line.startswith("computing features 48/48") for line in lines)
+    assert any(line.startswith("frozen 1/20  accuracy ") for line in lines)
+    assert any(line.startswith("fine_tune 2/2  accuracy ") for line in lines)
+
+
+def test_phases_may_train_less_again_and_see_what_the_phase_before_made(train, tmp_path):
+    lines: list[str] = []
+    progress.listen(lines.append)
+    record = train(
+        tmp_path,
+        phases=[
+            {"name": "head", "epochs": 3, "rate": 0.02},
+            {"name": "whole", "epochs": 1, "rate": 1e-3, "blocks": 2},
+            {"name": "upper", "epochs": 1, "rate": 1e-3, "blocks": 1},
+            {"name": "again", "epochs": 1, "rate": 1e-3},
+        ],
+    )
+    progress.listen(None)
+    assert [phase.name for phase in record.phases] == ["head", "whole", "upper", "again"]
+    assert sum(line.startswith("computing features 48/48") for line in lines) == 3
+    before = record.phases[1].epochs[-1].loss
+    assert record.phases[2].epochs[0].loss == pytest.approx(before, rel=0.5, abs=0.1)
+
+
+def test_more_blocks_than_there_are_cannot_train(train, tmp_path):
+    with pytest.raises(UserError, match="small has 2 blocks, of which 3 cannot train"):
+        train(tmp_path, phases=[{"name": "a", "epochs": 1, "rate": 1e-3, "blocks": 3}])
 
 
 def test_a_network_without_weights_trains_whole_from_the_images(train, tmp_path):
     record = train(
         tmp_path,
         weights="none",
-        frozen={"epochs": 0},
-        fine_tune={"epochs": 1, "rate": 1e-3, "fraction": 1.0},
+        phases=[{"name": "whole", "epochs": 1, "rate": 1e-3, "fraction": 1.0}],
     )
-    assert [phase.name for phase in record.phases] == ["fine_tune"]
-    assert record.features_images_per_second == 0
+    assert [phase.name for phase in record.phases] == ["whole"]
+    assert record.features_computed == 0
 
 
 def test_without_eval_images_every_epoch_is_run(train, tmp_path):
@@ -258,8 +297,7 @@ def test_without_eval_images_every_epoch_is_run(train, tmp_path):
         tmp_path,
         {"eval": [empty]},
         patience=1,
-        frozen={"epochs": 3, "rate": 1e-9},
-        fine_tune={"epochs": 0},
+        phases=[{"name": "frozen", "epochs": 3, "rate": 1e-9}],
     )
     progress.listen(None)
     assert [epoch.eval_loss for epoch in record.phases[0].epochs] == [None] * 3
@@ -279,38 +317,105 @@ def test_a_label_that_is_no_class_is_refused(train, tmp_path):
 
 
 def test_a_loss_that_is_no_number_ends_the_training_and_says_when(train, tmp_path):
-    with pytest.raises(UserError, match=r"epoch 1 of the phase frozen.*Lower trainer.frozen.rate"):
-        train(tmp_path, frozen={"epochs": 2, "rate": 1e38}, fine_tune={"epochs": 0})
+    with pytest.raises(UserError, match=r"epoch 1 of the phase odd.*trainer.phases.odd.rate"):
+        train(tmp_path, phases=[{"name": "odd", "epochs": 2, "rate": 1e38}])
     assert not (tmp_path / "Format-Serving").exists()
 
 
-def test_features_are_those_of_the_network_in_the_order_of_the_images(tmp_path):
-    images = np.random.default_rng(0).normal(size=(10, SIZE, SIZE, 3)).astype(np.float32)
-    network = make(SIZE, 1.0, None)
-    both = tf_keras.Model(
-        network.input, {"low": network.get_layer("second_conv").input, "high": network.output}
+PHASES = [
+    {"name": "frozen", "epochs": 2, "rate": 0.02},
+    {"name": "fine_tune", "epochs": 1, "rate": 1e-4, "fraction": 0.5},
+]
+
+
+def test_the_next_training_computes_features_of_new_images_only(train, tmp_path, spans):
+    kept = tmp_path / "features"
+    first = {"train": spans["train"][:1]}
+    assert train(tmp_path / "1", first, kept, phases=PHASES).features_computed == 30 + 12
+    assert train(tmp_path / "2", None, kept, phases=PHASES).features_computed == 18
+    record = train(tmp_path / "3", None, kept, phases=PHASES)
+    assert record.features_computed == 0
+    afresh = train(tmp_path / "4", phases=PHASES)
+    for phase, other in zip(record.phases, afresh.phases, strict=True):
+        assert phase.epochs[-1].loss == pytest.approx(other.epochs[-1].loss, rel=1e-4)
+
+
+def test_features_of_other_code_or_other_weights_are_not_taken(train, tmp_path):
+    kept = tmp_path / "features"
+    train(tmp_path / "1", None, kept, phases=PHASES)
+    assert train(tmp_path / "2", None, kept, "other", phases=PHASES).features_computed == 60
+    tf_keras.utils.set_random_seed(6)
+    make(SIZE, 1.0).save_weights(str(tmp_path / "other.h5"))
+    weights = str(tmp_path / "other.h5")
+    record = train(tmp_path / "3", None, kept, phases=PHASES, weights=weights)
+    assert record.features_computed == 60
+
+
+def test_damaged_features_are_found_and_computed_anew(train, tmp_path):
+    kept = tmp_path / "features"
+    expected = train(tmp_path / "1", None, kept, phases=PHASES).phases[-1].epochs[-1].loss
+    for rows in kept.glob("*/0.rows"):
+        damaged = bytearray(rows.read_bytes())
+        damaged[len(damaged) // 2] ^= 1
+        rows.write_bytes(damaged)
+    lines: list[str] = []
+    progress.listen(lines.append)
+    record = train(tmp_path / "2", None, kept, phases=PHASES)
+    progress.listen(None)
+    assert 0 < record.features_computed <= 2
+    assert any("stored features were damaged and are computed anew" in line for line in lines)
+    assert record.phases[-1].epochs[-1].loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_where_no_features_are_to_be_kept_none_are(train, tmp_path):
+    train(tmp_path, None, tmp_path / "features", phases=PHASES, feature_store_gb=0)
+    assert not (tmp_path / "features").exists()
+
+
+def test_every_view_of_a_training_image_is_computed_once_and_the_eval_images_are_left_as_they_are(
+    train, tmp_path
+):
+    augmentation = {"views": 3, "flip": "horizontal", "rotation": 20, "mixup": 0.2}
+    record = train(tmp_path, phases=PHASES, augmentation=augmentation)
+    assert record.features_computed == 48 * 3 + 12
+    assert all(math.isfinite(epoch.loss) for phase in record.phases for epoch in phase.epochs)
+
+
+def test_a_phase_that_reads_the_images_augments_and_resamples_them(train, tmp_path):
+    record = train(
+        tmp_path,
+        phases=[{"name": "whole", "epochs": 2, "rate": 1e-3, "fraction": 1.0}],
+        augmentation={"policy": "randaugment", "cutmix": 1.0},
+        imbalance="resample",
+        label_smoothing=0.1,
+        weight_decay=0.01,
     )
-    dataset = tf.data.Dataset.from_tensor_slices((images, np.arange(10, dtype=np.int64))).batch(4)
-    done: list[int] = []
-    features = compute_features(both, dataset, tf.distribute.get_strategy(), tmp_path, done.append)
-    expected = both.predict(images, verbose=0)
-    for name in ("low", "high"):
-        rows = features.files[name].read(np.array([7, 0, 7]))
-        np.testing.assert_allclose(rows, expected[name][[7, 0, 7]], atol=1e-5)
-    assert features.labels.tolist() == list(range(10))
-    assert done == [4, 4, 2]
-    assert list(tmp_path.iterdir()) == []
+    assert len(record.phases[0].epochs) == 2
 
 
-def test_each_epoch_sees_every_row_once_in_another_order(tmp_path):
-    file = FeatureFile((2,), tmp_path)
-    file.append(np.stack([np.arange(20), np.arange(20)], axis=1))
-    features = Features({"x": file}, np.arange(20))
-    batches = features.batches("x", 8, shuffle_seed=3)
-    epochs = [np.concatenate([label for _, label in batches.as_numpy_iterator()]) for _ in "ab"]
-    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(20))
-    assert epochs[0].tolist() != epochs[1].tolist()
-    for rows, labels in features.batches("x", 8, shuffle_seed=3).as_numpy_iterator():
-        np.testing.assert_array_equal(rows, np.stack([labels, labels], axis=1))
-    unshuffled = [label for _, label in features.batches("x", 8, None).as_numpy_iterator()]
-    assert np.concatenate(unshuffled).tolist() == list(range(20))
+def stored(count: int, folder: Path | None = None) -> Features:
+    """Features that say which image they are of, of two views."""
+    ids = np.arange(count).astype(np.uint64)
+    stores = [FeatureStore(None, (2,), folder) for _ in range(2)]
+    for view, store in enumerate(stores):
+        store.append(ids, np.stack([np.arange(count), np.full(count, view)], axis=1))
+    return Features(stores, np.stack([store.find(ids) for store in stores]), np.arange(count))
+
+
+def test_each_epoch_sees_every_image_once_in_another_order_and_another_view(tmp_path):
+    batches = stored(20, tmp_path).batches(8, shuffle_seed=3)
+    epochs = [
+        [np.concatenate(parts) for parts in zip(*batches.as_numpy_iterator(), strict=True)]
+        for _ in range(2)
+    ]
+    for rows, labels in epochs:
+        assert sorted(labels) == list(range(20))
+        np.testing.assert_array_equal(rows[:, 0], labels)
+        assert set(rows[:, 1]) == {0, 1}
+    assert epochs[0][1].tolist() != epochs[1][1].tolist()
+
+
+def test_unshuffled_features_come_in_order_and_as_they_are(tmp_path):
+    rows, labels = zip(*stored(20, tmp_path).batches(8, None).as_numpy_iterator(), strict=True)
+    assert np.concatenate(labels).tolist() == list(range(20))
+    assert set(np.concatenate(rows)[:, 1]) == {0}

@@ -9,6 +9,7 @@ import tf_keras
 from tensorflow.python.autograph.core import config
 
 from graftline.components.trainer.autograph import leave_keras_unconverted
+from graftline.components.trainer.config import PhaseConfig, TrainerConfig
 from graftline.components.trainer.phases import run_phase
 from graftline.components.trainer.record import Best, Phase
 
@@ -23,27 +24,33 @@ def linear() -> tf_keras.Model:
     return tf_keras.Sequential([tf_keras.Input((4,)), tf_keras.layers.Dense(2)])
 
 
-def loss_of(model: tf_keras.Model, labels: np.ndarray) -> float:
-    compute = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    return float(compute(labels, model(FEATURES)))
+def error_of(model: tf_keras.Model, labels: np.ndarray) -> float:
+    probabilities = tf.nn.softmax(model(FEATURES)).numpy()
+    return float(np.mean(np.sum((probabilities - np.eye(2)[labels]) ** 2, axis=1)))
 
 
 def run(
     model: tf_keras.Model, folder: Path, eval_labels: np.ndarray = LABELS, **settings
 ) -> tuple[Phase, Best]:
-    batches = tf.data.Dataset.from_tensor_slices((FEATURES, LABELS)).batch(16)
-    evaluation = tf.data.Dataset.from_tensor_slices((FEATURES, eval_labels)).batch(16)
-    defaults = {
-        "images": 64,
-        "batch_size": 16,
-        "epochs": 6,
-        "rate": 0.05,
-        "schedule": "constant",
-        "patience": 2,
-        "best": None,
-        "logs": str(folder),
-    }
-    return run_phase("frozen", model, batches, evaluation, **{**defaults, **settings})
+    batches, evaluation = (
+        tf.data.Dataset.from_tensor_slices((FEATURES, np.eye(2)[labels])).batch(16)
+        for labels in (LABELS, eval_labels)
+    )
+    phase = {"name": "frozen", "epochs": 6, "rate": 0.05}
+    trainer = {"patience": 2, "batch_size": 16}
+    best = settings.pop("best", None)
+    for key, value in settings.items():
+        (phase if key in PhaseConfig.__struct_fields__ else trainer)[key] = value
+    return run_phase(
+        PhaseConfig(**phase),
+        TrainerConfig(**trainer),
+        model,
+        batches,
+        evaluation,
+        images=len(LABELS),
+        best=best,
+        logs=str(folder),
+    )
 
 
 def test_keras_is_left_unconverted_by_one_rule_however_often_one_asks():
@@ -70,22 +77,35 @@ def test_under_a_cosine_schedule_the_rate_falls_to_nothing_by_the_last_step(tmp_
     assert int(model.optimizer.iterations) == 20
 
 
+def test_a_warm_up_raises_the_rate_from_nothing(tmp_path):
+    model = linear()
+    run(model, tmp_path, epochs=3, warmup=1.0)
+    rates = [float(model.optimizer.learning_rate(step)) for step in (0, 2, 4, 8, 12)]
+    assert rates == pytest.approx([0.0, 0.025, 0.05, 0.05, 0.05])
+
+
 def test_a_phase_ends_when_patience_runs_out_with_the_weights_of_its_best_epoch(tmp_path):
     model = linear()
     phase, best = run(model, tmp_path, eval_labels=1 - LABELS, epochs=10, rate=0.5)
     assert best.epoch == 1
     assert len(phase.epochs) == 1 + 2
-    assert loss_of(model, 1 - LABELS) == pytest.approx(phase.epochs[0].eval_loss, rel=1e-4)
+    assert error_of(model, 1 - LABELS) == pytest.approx(phase.epochs[0].eval_brier, rel=1e-4)
 
 
 def test_a_phase_that_never_beats_the_one_before_leaves_the_weights_as_they_were(tmp_path):
     model = linear()
     before = [weight.copy() for weight in model.get_weights()]
-    unbeaten = Best(phase="earlier", epoch=9, eval_loss=1e-6, eval_accuracy=1.0)
+    unbeaten = Best(phase="earlier", epoch=9, eval_loss=1e-6, eval_accuracy=1.0, eval_brier=1e-6)
     _, best = run(model, tmp_path, best=unbeaten)
     assert best == unbeaten
     for weight, kept in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, kept)
+
+
+def test_a_later_phase_has_patience_of_its_own(tmp_path):
+    unbeaten = Best(phase="earlier", epoch=9, eval_loss=1e-6, eval_accuracy=1.0, eval_brier=1e-6)
+    phase, _ = run(linear(), tmp_path, best=unbeaten, patience=1)
+    assert len(phase.epochs) == 6
 
 
 def test_the_same_seed_gives_the_same_epochs(tmp_path):

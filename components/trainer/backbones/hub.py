@@ -1,0 +1,54 @@
+"""Feature vectors of TensorFlow Hub, by their address.
+
+TensorFlow Hub's library downloads them, once, into the folder that the environment variable
+TFHUB_CACHE_DIR names.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from graftline.serving.errors import UserError
+
+if TYPE_CHECKING:
+    import tf_keras
+
+
+def build(handle: str, size: int) -> tf_keras.Model:
+    """The network behind a handle, with its weights.
+
+    Args:
+        handle: address of a feature vector, with its version.
+        size: width and height of its input in pixels.
+
+    Returns:
+        A Keras model from images (B, size, size, 3) of 0 to 1 to features (B, F).
+
+    Raises:
+        UserError: it cannot be downloaded, or is no feature vector of images of this size.
+    """
+    import tensorflow_hub
+    import tf_keras
+
+    image = tf_keras.Input((size, size, 3), name="image")
+    try:
+        layer = tensorflow_hub.KerasLayer(handle, trainable=True, name="hub")
+        features = layer(image)
+    except OSError as error:
+        raise UserError(
+            f"The network {handle} is not on this machine and could not be downloaded ({error}). "
+            "Run it once where there is a network with TFHUB_CACHE_DIR=FOLDER, and bring that "
+            "folder here."
+        ) from error
+    except (ValueError, TypeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"The network {handle} does not take images of {size}x{size} pixels: {first}. Set "
+            "image.size to what its page on TensorFlow Hub says."
+        ) from error
+    if len(features.shape) != 2:
+        raise UserError(
+            f"The network {handle} gives {features.shape} for an image instead of a vector: choose "
+            "one that its page calls a feature vector."
+        )
+    return tf_keras.Model(image, features, name="hub")
