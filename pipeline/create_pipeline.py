@@ -225,6 +225,7 @@ def _model_nodes(project: Project, plan: Plan, data: DataNodes, report_dir: str)
                 "weights": str(project.weights_file or config.trainer.weights),
             },
             "weights_cache": str(project.weights_cache),
+            "checkpoints": str(project.checkpoints),
             "features": {"folder": str(project.features), "code": features_digest()},
             # The same path may hold another file the next time.
             "weights_digest": file_digest(project.weights_file) if project.weights_file else "",

@@ -80,6 +80,11 @@ class Project:
         return self.artifacts / "features"
 
     @functools.cached_property
+    def checkpoints(self) -> Path:
+        """How far a training is that was cut off."""
+        return self.artifacts / "checkpoints"
+
+    @functools.cached_property
     def base_path(self) -> Path:
         """The model's base path: its children are the versions."""
         return self._path(self.config.paths.serving) / self.config.model.name

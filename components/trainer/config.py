@@ -192,7 +192,7 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     alpha: Annotated[
         float, Meta(gt=0.0, description="Width of a MobileNet against the standard one.")
     ] = 1.0
-    batch_size: Annotated[int, Meta(ge=1, description="Images per training step.")] = 32
+    batch_size: Annotated[int, Meta(ge=1, description="Images per training step and device.")] = 32
     head: HeadConfig = HeadConfig()
     phases: Annotated[
         tuple[PhaseConfig, ...],
@@ -223,13 +223,43 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         int,
         Meta(ge=1, description="Epochs without a smaller error on the eval split that end a phase"),
     ] = 4
+    warm_start: Annotated[
+        bool,
+        Meta(
+            description="Start from the version in service, where that is the same network, in "
+            "place of the pretrained weights."
+        ),
+    ] = False
     strategy: Annotated[
-        Literal["auto", "one_device", "mirrored"],
+        Literal["auto", "one_device", "mirrored", "multi_worker", "tpu"],
         Meta(
             description="Where training runs: one_device, mirrored over the GPUs of this machine, "
-            "or auto (mirrored where there is more than one GPU)."
+            "multi_worker over the cluster that the environment variable TF_CONFIG names, tpu "
+            "(TPU_NAME), or auto: what is there."
         ),
     ] = "auto"
+    workers: Annotated[
+        int,
+        Meta(ge=1, description="Start so many processes on this machine that train together."),
+    ] = 1
+    devices: Annotated[
+        tuple[Annotated[int, Meta(ge=0)], ...] | None,
+        Meta(description="Numbers of the GPUs to use, from 0; null: all, []: none."),
+    ] = None
+    precision: Annotated[
+        Literal["auto", "float32", "float16", "bfloat16"],
+        Meta(
+            description="What the network computes in; weights and the last layer stay float32. "
+            "auto: 16 bits where the hardware is faster by it."
+        ),
+    ] = "auto"
+    rate_scaling: Annotated[
+        Literal["linear", "sqrt", "none"],
+        Meta(
+            description="How the rates grow with the number of devices, each of which takes a "
+            "batch of its own."
+        ),
+    ] = "linear"
     feature_store_gb: Annotated[
         float,
         Meta(
@@ -267,6 +297,11 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise ValueError(
                 f"there are no ImageNet weights of {self.backbone} with alpha {self.alpha}; choose "
                 f"{', '.join(map(str, backbone.alphas))}"
+            )
+        if self.workers > 1 and self.strategy not in ("auto", "multi_worker"):
+            raise ValueError(
+                f"{self.workers} workers train together by the strategy multi_worker, and "
+                f"strategy is {self.strategy}; leave it at auto"
             )
         names = [phase.name for phase in self.phases]
         if len(set(names)) < len(names):

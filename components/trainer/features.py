@@ -25,6 +25,7 @@ from graftline.components.trainer.augmentation import Augmenter
 from graftline.components.trainer.backbones.scaling import Scaling
 from graftline.components.trainer.balance import Balance
 from graftline.components.trainer.config import AugmentationConfig
+from graftline.components.trainer.devices import Hardware
 from graftline.components.trainer.feature_store import FeatureStore, keep_within
 from graftline.components.trainer.inputs import Images
 
@@ -46,23 +47,26 @@ class Features:
     labels: np.ndarray
 
     def batches(
-        self, batch_size: int, shuffle_seed: int | None, balance: Balance | None = None
+        self,
+        batch_size: int,
+        shuffle: tuple[int, int] | None,
+        balance: Balance | None = None,
     ) -> tf.data.Dataset:
         """A dataset of (features, label), in each epoch another view of each image.
 
         Args:
             batch_size: images per batch; the last one may be smaller.
-            shuffle_seed: shuffles anew in each epoch; None: as they stand.
+            shuffle: a seed and the first epoch, for another order in each; None: as they stand.
             balance: how often each image comes in an epoch; None: once.
         """
-        epochs = itertools.count()
+        epochs = itertools.count(shuffle[1] if shuffle else 0)
         shape = self.stores[0].shape
 
         def read() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             order = np.arange(len(self.labels))
             views = np.zeros(len(order), np.int64)
-            if shuffle_seed is not None:
-                random = np.random.default_rng((shuffle_seed, next(epochs)))
+            if shuffle is not None:
+                random = np.random.default_rng((shuffle[0], next(epochs)))
                 if balance is not None:
                     order = np.repeat(order, balance.times(random))
                 order = random.permutation(order)
@@ -94,12 +98,14 @@ class FeatureFolder:
         scratch: where files without a name go; None: the system's folder for temporary files.
         most_bytes: how much all that is kept may take.
         code: digest of preprocessing and networks: what it was that made them.
+        writer: number of this process among those that train together.
     """
 
     root: Path | None
     scratch: Path | None
     most_bytes: float
     code: str
+    writer: int = 0
     # Those of this process, kept ones by their folder: a file has one writer.
     _kept: dict[Path, FeatureStore] = field(default_factory=dict)
     _others: list[FeatureStore] = field(default_factory=list)
@@ -119,7 +125,7 @@ class FeatureFolder:
         text = json.dumps({**made_by, "code": self.code}, sort_keys=True)
         folder = self.root / hashlib.sha256(text.encode()).hexdigest()[:32]
         if folder not in self._kept:
-            self._kept[folder] = FeatureStore(folder, shape, self.scratch)
+            self._kept[folder] = FeatureStore(folder, shape, self.scratch, self.writer)
         keep_within(self.root, self.most_bytes - wanted, folder)
         return self._kept[folder]
 
@@ -135,14 +141,14 @@ class FeatureComputer:
 
     Attributes:
         folder: where they are kept.
-        strategy: where they are computed; the networks were made in its scope.
+        hardware: where they are computed; the networks were made in its scope.
         batch_size: images per batch.
         augmentation: how views of the training images are made.
         scaling: how the images are scaled for the backbone.
     """
 
     folder: FeatureFolder
-    strategy: tf.distribute.Strategy
+    hardware: Hardware
     batch_size: int
     augmentation: AugmentationConfig
     scaling: Scaling
@@ -231,7 +237,7 @@ class FeatureComputer:
             self.batch_size, wanted=wanted, augmenter=augmenter, view=view or 0
         )
         done = 0
-        for results in infer(tf_keras.Model(image, lacking), batches, self.strategy):
+        for results in infer(tf_keras.Model(image, lacking), batches, self.hardware):
             count = len(next(iter(results.values())))
             for name, rows in results.items():
                 stores[name].append(ids[done : done + count], rows)
@@ -241,25 +247,30 @@ class FeatureComputer:
 
 
 def infer(
-    network: tf_keras.Model, batches: tf.data.Dataset, strategy: tf.distribute.Strategy
+    network: tf_keras.Model, batches: tf.data.Dataset, hardware: Hardware
 ) -> Iterator[dict[str, np.ndarray]]:
     """What a network, at inference, makes of images, batch by batch.
 
     Args:
         network: from images to outputs by name.
         batches: of (image, label).
-        strategy: where it runs; the network was made in its scope.
+        hardware: where it runs; the network was made in its scope.
     """
+    strategy = hardware.strategy
+    images = batches.map(lambda x, _: x)
+    # Workers have images of their own, and need not wait for each other.
+    alone = hardware.workers > 1
 
     @tf.function
-    def run(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        return strategy.run(lambda x: network(x, training=False), args=(images,))
+    def run(one: tf.Tensor) -> dict[str, tf.Tensor]:
+        return strategy.run(lambda x: network(x, training=False), args=(one,))
 
-    for images in strategy.experimental_distribute_dataset(batches.map(lambda x, _: x)):
-        yield {
-            name: np.concatenate([part.numpy() for part in strategy.experimental_local_results(o)])
-            for name, o in run(images).items()
-        }
+    for batch in images if alone else strategy.experimental_distribute_dataset(images):
+        results = {}
+        for name, output in run(batch).items():
+            parts = strategy.experimental_local_results(output)
+            results[name] = np.concatenate([part.numpy() for part in parts[: 1 if alone else None]])
+        yield results
 
 
 def weights_digest(network: tf_keras.Model) -> str:

@@ -6,6 +6,7 @@ the way in, so that pixels are never written anywhere.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -35,12 +36,14 @@ class Images:
         transform: what Transform wrote.
         ids: uint64 (N,), the first 8 bytes of each image's SHA-256.
         labels: int64 (N,), the index of its class, -1 where the label is none of the classes.
+        part: which part of the records it is, and of how many: (k, n) is each n-th from the k-th on.
     """
 
     files: Sequence[str]
     transform: tft.TFTransformOutput
     ids: np.ndarray
     labels: np.ndarray
+    part: tuple[int, int] = (0, 1)
 
     @classmethod
     def find(cls, patterns: Sequence[str], transform: tft.TFTransformOutput) -> Images:
@@ -64,6 +67,18 @@ class Images:
             ids.append(np.array([int(one[:16], 16) for one in name], np.uint64))
         return cls(files, transform, np.concatenate(ids), np.concatenate(labels))
 
+    def shard(self, number: int, count: int) -> Images:
+        """One of several parts of about the same size."""
+        mine = slice(number, None, count)
+        return Images(
+            self.files, self.transform, self.ids[mine], self.labels[mine], (number, count)
+        )
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of who they are and what they show, in hexadecimal."""
+        return hashlib.sha256(self.ids.tobytes() + self.labels.tobytes()).hexdigest()
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -86,7 +101,7 @@ class Images:
         Returns:
             A dataset of (image float32 (B, size, size, 3), label int64 (B,)).
         """
-        records = _records(self.files)
+        records = self._records()
         if wanted is not None:
             chosen = tf.data.Dataset.from_tensor_slices(wanted)
             records = tf.data.Dataset.zip(records, chosen).filter(lambda _, is_wanted: is_wanted)
@@ -110,7 +125,7 @@ class Images:
             augmenter: makes the views; None: the images as they are.
             balance: how often each image comes in an epoch; None: once.
         """
-        records = _records(self.files)
+        records = self._records()
         if balance is not None:
             times = _times(balance, seed)
             records = tf.data.Dataset.zip(records, times).flat_map(
@@ -119,6 +134,10 @@ class Images:
         batches = records.shuffle(_SHUFFLED, seed=seed).batch(batch_size)
         views = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
         return self._read(batches, views, augmenter)
+
+    def _records(self) -> tf.data.Dataset:
+        number, count = self.part
+        return _records(self.files).shard(count, number)
 
     def _read(
         self, batches: tf.data.Dataset, views: tf.data.Dataset, augmenter: Augmenter | None

@@ -70,16 +70,17 @@ def to_train_on(
 
 
 def make_optimizer(
-    phase: PhaseConfig, trainer: TrainerConfig, steps_per_epoch: int
+    phase: PhaseConfig, trainer: TrainerConfig, steps_per_epoch: int, replicas: int = 1
 ) -> tf_keras.optimizers.legacy.Optimizer:
     """Adam (Kingma and Ba, 2014, arXiv:1412.6980), with decoupled weight decay where configured.
 
     Args:
         phase: rate and schedule.
-        trainer: weight decay.
+        trainer: weight decay, and how the rate grows with the devices.
         steps_per_epoch: batches of an epoch.
+        replicas: how many devices train, each on a batch of its own.
     """
-    rate = make_rate(phase, steps_per_epoch)
+    rate = make_rate(phase, steps_per_epoch, replicas ** _POWER[trainer.rate_scaling])
     if trainer.weight_decay:
         return _DecayingAdam(rate, trainer.weight_decay)
     # The newer Adam has ten small operations per variable instead of one, and takes twice as long
@@ -87,19 +88,24 @@ def make_optimizer(
     return tf_keras.optimizers.legacy.Adam(rate)
 
 
-def make_rate(phase: PhaseConfig, steps_per_epoch: int) -> Any:
-    """The learning rate of a phase, or its schedule.
+# Linear: Goyal et al., 2017, arXiv:1706.02677.
+_POWER = {"linear": 1.0, "sqrt": 0.5, "none": 0.0}
+
+
+def make_rate(phase: PhaseConfig, steps_per_epoch: int, factor: float) -> Any:
+    """The learning rate of a phase times a factor, or its schedule.
 
     Cosine: from the rate down to 0 (Loshchilov and Hutter, SGDR, 2017, without restarts).
     """
+    rate = phase.rate * factor
     warmup = round(phase.warmup * steps_per_epoch)
     if phase.schedule == "constant" and not warmup:
-        return phase.rate
+        return rate
     return tf_keras.optimizers.schedules.CosineDecay(
-        0.0 if warmup else phase.rate,
+        0.0 if warmup else rate,
         phase.epochs * steps_per_epoch - warmup,
         alpha=1.0 if phase.schedule == "constant" else 0.0,
-        warmup_target=phase.rate if warmup else None,
+        warmup_target=rate if warmup else None,
         warmup_steps=warmup,
     )
 

@@ -1,6 +1,6 @@
-"""One phase of training: fit, watch the eval split, keep the best weights.
+"""One phase of training: fit, watch the eval split, keep the best weights, write where it stands.
 
-Both phases compile with the same loss on the same labels, so that the first loss after unfreezing
+All phases compile with the same loss on the same labels, so that the first loss after unfreezing
 goes on where the last before it ended, and share one notion of the best epoch so far.
 """
 
@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
 import tf_keras
 
 from graftline.components.progress import report
+from graftline.components.trainer.checkpoint import State, get_weights, set_weights
 from graftline.components.trainer.config import PhaseConfig, TrainerConfig
+from graftline.components.trainer.devices import Hardware
 from graftline.components.trainer.objective import make_brier, make_loss, make_optimizer
 from graftline.components.trainer.record import Best, Epoch, Phase
 from graftline.serving.errors import UserError
 
 _PROGRESS_EVERY = 2.0  # seconds
+
+
+class Diverged(UserError):
+    """The loss is no number; `state.best_weights` are those of the last good epoch."""
 
 
 class Watch(tf_keras.callbacks.Callback):
@@ -28,24 +35,36 @@ class Watch(tf_keras.callbacks.Callback):
     Args:
         phase: its configuration.
         patience: epochs without a lower error on the eval split that end the phase.
-        best: the best epoch of the phases before, to be improved on; None: there was none.
+        state: where the training stands, kept up to date.
+        models: whose weights are kept.
+        save: is called after every epoch.
     """
 
-    def __init__(self, phase: PhaseConfig, patience: int, best: Best | None) -> None:
+    def __init__(
+        self,
+        phase: PhaseConfig,
+        patience: int,
+        state: State,
+        models: Sequence[tf_keras.Model],
+        save: Callable[[], None],
+    ) -> None:
         super().__init__()
-        self.epochs: list[Epoch] = []
-        self.best = best
+        self.state = state
         self._phase = phase
         self._patience = patience
-        self._lowest = math.inf
-        self._waited = 0
-        self._weights: list[np.ndarray] = []
+        self._models = models
+        self._save = save
         self._started = 0.0
         self._shown = 0.0
 
-    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        """Takes the weights that the phase begins with as the best so far."""
-        self._weights = self.model.get_weights()
+    @property
+    def is_over(self) -> bool:
+        """Whether the phase is done: all its epochs, or none better for long."""
+        epochs = self.state.epochs
+        errors = [epoch.eval_brier for epoch in epochs if epoch.eval_brier is not None]
+        if len(epochs) >= self._phase.epochs:
+            return True
+        return bool(errors) and len(errors) - 1 - int(np.argmin(errors)) >= self._patience
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Starts the clock."""
@@ -55,22 +74,23 @@ class Watch(tf_keras.callbacks.Callback):
         """Stops at once where the loss is no number; shows within a long epoch that it goes on.
 
         Raises:
-            UserError: the loss is none; says when, and which rate to lower.
+            Diverged: the loss is none; says when, and which rate to lower.
         """
         loss = (logs or {})["loss"]
+        number = len(self.state.epochs) + 1
         if not math.isfinite(loss):
-            raise UserError(
-                f"Training diverged: the loss became {loss} in step {batch + 1} of epoch "
-                f"{len(self.epochs) + 1} of the phase {self._phase.name}, at a learning rate of "
-                f"{self._phase.rate:g}. Lower trainer.phases.{self._phase.name}.rate."
+            raise Diverged(
+                f"Training diverged: the loss became {loss} in step {batch + 1} of epoch {number} "
+                f"of the phase {self._phase.name}, at a learning rate of {self._phase.rate:g}. "
+                f"Lower trainer.phases.{self._phase.name}.rate."
             )
         if time.monotonic() - self._shown > _PROGRESS_EVERY:
             self._shown = time.monotonic()
-            self._report(len(self.epochs) + 1, f"step {batch + 1}  loss {loss:.3f}")
+            self._report(number, f"step {batch + 1}  loss {loss:.3f}")
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Records the epoch, keeps its weights if they are the best, ends the phase if due."""
-        logs = logs or {}
+        logs, state = logs or {}, self.state
         done = Epoch(
             epoch=epoch + 1,
             loss=float(logs["loss"]),
@@ -80,38 +100,43 @@ class Watch(tf_keras.callbacks.Callback):
             eval_brier=_optional(logs, "val_brier"),
             seconds=time.monotonic() - self._started,
         )
-        self.epochs.append(done)
+        state.epochs.append(done)
         shown = done.accuracy if done.eval_accuracy is None else done.eval_accuracy
         self._report(done.epoch, f"accuracy {shown:.3f}")
+        state.weights = get_weights(self._models)
+        state.optimizer = self.model.optimizer.get_weights()
         if self._is_best(done):
-            self.best = Best(
+            state.best_weights = state.weights
+            state.best = Best(
                 phase=self._phase.name,
                 epoch=done.epoch,
                 eval_loss=done.eval_loss,
                 eval_accuracy=done.eval_accuracy,
                 eval_brier=done.eval_brier,
             )
-            self._weights = self.model.get_weights()
-        if done.eval_brier is not None:
-            self._waited = 0 if done.eval_brier < self._lowest else self._waited + 1
-            self._lowest = min(self._lowest, done.eval_brier)
-            self.model.stop_training = self._waited >= self._patience
-
-    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
-        """Puts the best weights back."""
-        self.model.set_weights(self._weights)
+        self.model.stop_training = self.is_over
+        self._save()
 
     def _report(self, epoch: int, text: str) -> None:
         report(f"{self._phase.name} {epoch}/{self.params['epochs']}  {text}")
 
     def _is_best(self, done: Epoch) -> bool:
-        if self.best is None or self.best.eval_brier is None or done.eval_brier is None:
+        best = self.state.best
+        if best is None or best.eval_brier is None or done.eval_brier is None:
             return True
-        return done.eval_brier < self.best.eval_brier
+        return done.eval_brier < best.eval_brier
 
 
 def _optional(logs: dict[str, float], name: str) -> float | None:
     return float(logs[name]) if name in logs else None
+
+
+def _unsharded(batches: tf.data.Dataset | None) -> tf.data.Dataset | None:
+    if batches is None:
+        return None
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return batches.with_options(options)
 
 
 def run_phase(
@@ -120,52 +145,68 @@ def run_phase(
     model: tf_keras.Model,
     train: tf.data.Dataset,
     evaluation: tf.data.Dataset | None,
+    state: State,
     *,
+    models: Sequence[tf_keras.Model],
     images: int,
-    best: Best | None,
+    hardware: Hardware,
     logs: str,
-) -> tuple[Phase, Best]:
+    save: Callable[[], None],
+) -> None:
     """Trains a model, which ends with the weights of the best epoch up to now.
 
     Args:
         config: the phase.
         trainer: the section `trainer`.
-        model: to logits; the strategy's scope is entered.
-        train: batches as `objective.to_train_on` gives them.
+        model: to logits; the hardware's scope is entered.
+        train: batches as `objective.to_train_on` gives them, from the epoch on that is next.
         evaluation: the same of the eval split, unmixed; None: nothing to watch, every epoch is run.
-        images: how many an epoch has.
-        best: the best epoch of the phases before.
+        state: where the training stands; goes on from there and is kept up to date.
+        models: what the model is a part of, whose weights are kept.
+        images: how many an epoch has, on all workers together.
+        hardware: what it runs on.
         logs: folder of the TensorBoard logs.
-
-    Returns:
-        What happened, and the best epoch so far.
+        save: is called after every epoch.
 
     Raises:
-        UserError: the loss is no number.
+        Diverged: the loss is no number.
     """
-    started = time.monotonic()
+    steps = -(-images // (trainer.batch_size * hardware.replicas))
     model.compile(
-        make_optimizer(config, trainer, -(-images // trainer.batch_size)),
+        make_optimizer(config, trainer, steps, hardware.replicas),
         make_loss(trainer.label_smoothing),
         metrics=["accuracy", make_brier()],
     )
-    watch = Watch(config, trainer.patience, best)
-    board = tf_keras.callbacks.TensorBoard(f"{logs}/{config.name}", write_graph=False)
-    model.fit(
-        train,
-        validation_data=evaluation,
-        epochs=config.epochs,
-        verbose=0,
-        callbacks=[watch, board],
-    )
-    seconds = time.monotonic() - started
+    watch = Watch(config, trainer.patience, state, models, save)
+    if state.epochs:
+        report(f"{config.name} goes on after epoch {len(state.epochs)}")
+        model.optimizer._create_all_weights(model.trainable_variables)
+        model.optimizer.set_weights(state.optimizer)
+    if not watch.is_over:
+        board = tf_keras.callbacks.TensorBoard(f"{logs}/{config.name}", write_graph=False)
+        fit = {}
+        if hardware.workers > 1:
+            # Each has images of its own, and all must take as many steps.
+            train, evaluation = _unsharded(train.repeat()), _unsharded(evaluation)
+            fit["steps_per_epoch"] = steps
+        model.fit(
+            train,
+            validation_data=evaluation,
+            epochs=config.epochs,
+            initial_epoch=len(state.epochs),
+            verbose=0,
+            callbacks=[watch, board],
+            **fit,
+        )
+    set_weights(models, state.best_weights)
+    seconds = sum(epoch.seconds for epoch in state.epochs)
     phase = Phase(
         name=config.name,
         rate=config.rate,
         trainable_parameters=sum(int(np.prod(w.shape)) for w in model.trainable_weights),
-        epochs=tuple(watch.epochs),
+        epochs=tuple(state.epochs),
         seconds=seconds,
-        images_per_second=images * len(watch.epochs) / seconds,
+        images_per_second=images * len(state.epochs) / seconds,
     )
-    assert watch.best is not None
-    return phase, watch.best
+    state.phases.append(phase)
+    state.epochs, state.optimizer = [], []

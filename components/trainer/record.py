@@ -68,7 +68,7 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True):
         classes: number of classes.
         parameters: of the exported model.
         train_images, eval_images: sizes of the splits.
-        replicas: devices that trained.
+        replicas, workers, precision: devices and processes that trained, and what they computed in.
         features_computed: how many images went through what does not train, each view for itself;
             those of earlier runs are not computed again.
         features_seconds: wall clock of that, decoding included.
@@ -87,6 +87,8 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True):
     train_images: int
     eval_images: int
     replicas: int
+    workers: int
+    precision: str
     features_computed: int
     features_seconds: float
     phases: tuple[Phase, ...]

@@ -1,0 +1,283 @@
+"""One training, from the images of both splits to an exported model.
+
+By default every image goes once through the frozen backbone and the head trains on what came out;
+then the head and the upper part of the backbone train together, on what the lower part made of
+each image. The best epoch of all phases on the eval split is exported. The test split is never seen
+here.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import tensorflow as tf
+import tensorflow_transform as tft
+import tf_keras
+
+from graftline.components.progress import report
+from graftline.components.trainer.augmentation import Augmenter
+from graftline.components.trainer.backbones import build, registry
+from graftline.components.trainer.backbones.scaling import Scaling
+from graftline.components.trainer.balance import Balance, class_weights
+from graftline.components.trainer.checkpoint import Checkpoints, State, set_weights
+from graftline.components.trainer.config import AugmentationConfig, ImageConfig, TrainerConfig
+from graftline.components.trainer.cuts import Cut, cut_for_phases, still_valid
+from graftline.components.trainer.devices import Hardware
+from graftline.components.trainer.export import export
+from graftline.components.trainer.features import FeatureComputer, FeatureFolder, Features
+from graftline.components.trainer.inputs import Images
+from graftline.components.trainer.network import join, make_head, pooled
+from graftline.components.trainer.objective import to_train_on
+from graftline.components.trainer.phases import Diverged, run_phase
+from graftline.components.trainer.record import TrainingRecord
+from graftline.serving.errors import UserError
+
+_MOST_OF_FREE_DISK = 0.5
+_LAST_GOOD = "last_good"
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training: what it is made from and how.
+
+    Attributes:
+        config: the section `trainer`.
+        image: the section `image`.
+        classes: class names in the order of the model's outputs.
+        transform: what Transform wrote.
+        train, evaluation: the images of both splits.
+        logs: folder of the TensorBoard logs and of `training.json`.
+        weights_cache: folder of downloaded weights.
+        features: where features are kept.
+        checkpoints: where the training leaves how far it is.
+        hardware: what it runs on.
+    """
+
+    config: TrainerConfig
+    image: ImageConfig
+    classes: tuple[str, ...]
+    transform: tft.TFTransformOutput
+    train: Images
+    evaluation: Images
+    logs: str
+    weights_cache: Path
+    features: FeatureFolder
+    checkpoints: Checkpoints
+    hardware: Hardware
+
+    def run(self, destination: str) -> None:
+        """Trains, writes the SavedModel to `destination` and the record to `logs`."""
+        config, started = self.config, time.monotonic()
+        tf_keras.utils.set_random_seed(config.seed)
+        self._check()
+        state = self.checkpoints.load()
+        with self.hardware.scope():
+            backbone, head = self._network()
+            cuts = cut_for_phases(backbone, head, config, self._most_bytes())
+            try:
+                self._run_phases(backbone, head, cuts, state)
+            except Diverged as error:
+                raise self._with_what_is_left(error, state) from error
+        if self.hardware.worker != 0:
+            return
+        report("exporting the model")
+        model = self._export(state, destination)
+        assert state.best is not None
+        TrainingRecord(
+            backbone=config.backbone,
+            weights=config.weights,
+            alpha=config.alpha,
+            image_size=self.image.size,
+            seed=config.seed,
+            classes=len(self.classes),
+            parameters=model.count_params(),
+            train_images=len(self.train),
+            eval_images=len(self.evaluation),
+            replicas=self.hardware.replicas,
+            workers=self.hardware.workers,
+            precision=self.hardware.precision,
+            features_computed=state.features_computed,
+            features_seconds=state.features_seconds,
+            phases=tuple(state.phases),
+            exported=state.best,
+            seconds=time.monotonic() - started,
+        ).write(self.logs)
+        self.checkpoints.remove()
+
+    def _network(self) -> tuple[tf_keras.Model, tf_keras.Model]:
+        """The backbone, which gives one vector per image, and a new head."""
+        config = self.config
+        report(f"loading {config.backbone}")
+        whole = build.load(
+            config.backbone,
+            config.weights,
+            config.alpha,
+            self.image.size,
+            self.weights_cache,
+            report,
+        )
+        inner = build.without_top(whole, config.backbone, config.head.skip_blocks)
+        backbone = pooled(inner, config.head.pooling)
+        return backbone, make_head(config.head, backbone.output_shape[-1], len(self.classes))
+
+    def _export(self, state: State, destination: str) -> tf_keras.Model:
+        """Exports the best epoch, as a network of one device that computes in float32."""
+        models = self._network()
+        set_weights(models, state.best_weights)
+        model = join(*models, pretrained=self.config.weights != "none")
+        export(model, self.transform, self.classes, destination)
+        return model
+
+    def _with_what_is_left(self, error: Diverged, state: State) -> UserError:
+        """Keeps the weights of the best epoch before a training diverged, and says where."""
+        best = state.best
+        if best is None or self.hardware.worker != 0:
+            return error
+        folder = f"{self.logs}/{_LAST_GOOD}"
+        self._export(state, folder)
+        return UserError(
+            f"{error} The model of the best epoch before, {best.phase} {best.epoch}, is kept in "
+            f"{folder}."
+        )
+
+    def _check(self) -> None:
+        """Refuses what cannot be trained on.
+
+        Raises:
+            UserError: a label is none of the classes, or there is no image.
+        """
+        for split, images in (("train", self.train), ("eval", self.evaluation)):
+            unknown = int(np.sum(images.labels < 0))
+            if unknown:
+                raise UserError(
+                    f"{unknown} images of the {split} split have a label that is none of the "
+                    f"{len(self.classes)} classes of the schema. Add it to the schema, or drop "
+                    "these images again with another label."
+                )
+        if not len(self.train):
+            raise UserError(
+                "There is no image to train on: the train split of every span of the window is "
+                "empty. Drop more images."
+            )
+        if not len(self.evaluation):
+            report("no image in the eval split: no early stopping, the last epoch is exported")
+
+    def _most_bytes(self) -> float:
+        """How much the stored activations of one image may take."""
+        free = shutil.disk_usage(self.features.scratch or tempfile.gettempdir()).free
+        augmentation = self.config.augmentation
+        views = augmentation.views if augmentation.varies else 1
+        return free * _MOST_OF_FREE_DISK / (len(self.train) * views + len(self.evaluation))
+
+    def _run_phases(
+        self,
+        backbone: tf_keras.Model,
+        head: tf_keras.Model,
+        cuts: Sequence[Cut],
+        state: State,
+    ) -> None:
+        """Goes on from where the training stands to its end.
+
+        Raises:
+            Diverged: the loss is no number.
+        """
+        models, config = (backbone, head), self.config
+        if state.weights:
+            set_weights(models, state.weights)
+        features: dict[str, tuple[Features, Features]] = {}
+        trained = max((one.blocks for one in cuts[: len(state.phases)]), default=0)
+        for number in range(len(state.phases), len(cuts)):
+            one = cuts[number]
+            if one.stored is not None and (trained > one.blocks or one.name not in features):
+                started = time.monotonic()
+                stored = still_valid(cuts[number:], trained) or {one.name: one.stored}
+                features, computed = self._features(backbone, stored)
+                state.features_computed += computed
+                state.features_seconds += time.monotonic() - started
+            backbone.trainable = True
+            if one.lower is not None:
+                one.lower.trainable = False
+            trained = max(trained, one.blocks)
+            train, evaluation = self._examples(one, features.get(one.name), len(state.epochs))
+            run_phase(
+                config.phases[number],
+                config,
+                one.network,
+                train,
+                evaluation if len(self.evaluation) else None,
+                state,
+                models=models,
+                images=len(self.train),
+                hardware=self.hardware,
+                logs=self.logs,
+                save=lambda: self.checkpoints.save(state),
+            )
+
+    def _features(
+        self, backbone: tf_keras.Model, stored: Mapping[str, Any]
+    ) -> tuple[dict[str, tuple[Features, Features]], int]:
+        """Features of the train and the eval split by name, and how many had to be computed."""
+        config = self.config
+        computer = FeatureComputer(
+            self.features, self.hardware, self._batch, config.augmentation, self._scaling
+        )
+        made_by = {
+            "backbone": config.backbone,
+            "alpha": config.alpha,
+            "image": msgspec.to_builtins(self.image),
+            "pooling": config.head.pooling,
+            "precision": self.hardware.precision,
+        }
+        of_split = [
+            computer.compute(backbone.input, stored, made_by, images, varied)
+            for images, varied in ((self._own, True), (self.evaluation, False))
+        ]
+        (train, computed), (evaluation, more) = of_split
+        return {name: (train[name], evaluation[name]) for name in stored}, computed + more
+
+    def _examples(
+        self, one: Cut, features: tuple[Features, Features] | None, epoch: int
+    ) -> tuple[tf.data.Dataset, tf.data.Dataset]:
+        """What a phase trains on, from an epoch on, and is watched by: features, or images."""
+        config, classes = self.config, len(self.classes)
+        weights = class_weights(self.train.labels, classes)
+        balance = Balance(weights[self._own.labels]) if config.imbalance == "resample" else None
+        if one.stored is not None:
+            assert features is not None
+            train = features[0].batches(self._batch, (config.seed, epoch), balance)
+            evaluation = features[1].batches(self._batch, None)
+        else:
+            varies = config.augmentation.varies
+            augmenter = Augmenter(config.augmentation, self._scaling) if varies else None
+            train = self._own.shuffled_batches(
+                self._batch, config.seed + epoch, augmenter=augmenter, balance=balance
+            )
+            evaluation = self.evaluation.batches(self._batch)
+        plain = msgspec.structs.replace(config, augmentation=AugmentationConfig())
+        return (
+            to_train_on(train, classes, config, weights if config.imbalance == "weights" else None),
+            to_train_on(evaluation, classes, plain, None),
+        )
+
+    @property
+    def _batch(self) -> int:
+        """Images per step, on all devices together."""
+        return self.config.batch_size * self.hardware.replicas
+
+    @functools.cached_property
+    def _own(self) -> Images:
+        """The training images that this worker sees."""
+        return self.train.shard(self.hardware.worker, self.hardware.workers)
+
+    @property
+    def _scaling(self) -> Scaling:
+        return registry.find(self.config.backbone).scaling

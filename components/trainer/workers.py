@@ -1,0 +1,175 @@
+"""Several workers on this machine, each a process with its own TensorFlow, that train one model.
+
+They find each other through TF_CONFIG, as workers on several machines do; the first one is the
+chief and writes what comes of it. They stop together: when one dies, the others would wait for it
+for ever.
+"""
+
+from __future__ import annotations
+
+import collections
+import importlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from graftline.components.progress import listen, report
+from graftline.serving.errors import UserError
+
+_PROGRESS = "graftline-progress "
+_MISTAKE = "graftline-mistake "
+_LAST_LINES = 20
+_POLL = 0.2  # seconds
+_GRACE = 10  # seconds
+
+
+def train_in_workers(function: str, arguments: Mapping[str, Any], count: int, gpus: int) -> None:
+    """Runs a training in so many processes on this machine.
+
+    Args:
+        function: `package.module:name` of what each of them calls with the arguments.
+        arguments: plain data.
+        count: how many.
+        gpus: how many this machine has; they are dealt out.
+
+    Raises:
+        UserError: this machine has not so many processors or GPUs, or a worker said so.
+        RuntimeError: a worker died; has the last lines that it printed.
+    """
+    most, kind = (gpus, "GPUs") if gpus else (os.cpu_count() or 1, "processors")
+    if count > most:
+        raise UserError(
+            f"trainer.workers is {count}, and this machine has {most} {kind}: set it to {most} or "
+            "less, or name a cluster of several machines in the environment variable TF_CONFIG."
+        )
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in _free_ports(count)]}
+    workers: list[_Worker] = []
+    try:
+        for number in range(count):
+            task = {"type": "worker", "index": number}
+            environment = {"TF_CONFIG": json.dumps({"cluster": cluster, "task": task})}
+            if gpus:
+                dealt = range(number, gpus, count)
+                environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, dealt))
+            workers.append(_Worker(number, function, arguments, environment))
+        while any(worker.is_running for worker in workers):
+            for worker in workers:
+                worker.check()
+            time.sleep(_POLL)
+        for worker in workers:
+            worker.check()
+    finally:
+        for worker in workers:
+            worker.end()
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+class _Worker:
+    """A process under way, whose output is passed on."""
+
+    def __init__(
+        self,
+        number: int,
+        function: str,
+        arguments: Mapping[str, Any],
+        environment: Mapping[str, str],
+    ) -> None:
+        self._number = number
+        self._mistake: str | None = None
+        self._last: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__, function],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            text=True,
+            errors="replace",
+        )
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(arguments) + "\n")
+        self._process.stdin.flush()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def check(self) -> None:
+        """Raises what ended it, if anything but success did."""
+        code = self._process.poll()
+        if not code:
+            return
+        self._reader.join(_GRACE)
+        if self._mistake is not None:
+            raise UserError(self._mistake)
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        last = "\n".join(self._last)
+        raise RuntimeError(
+            f"{last}\nWorker {self._number} of the training {how}, so that the others were ended, "
+            "too. Its last lines are above; `graftline resume` goes on after its last epoch."
+        )
+
+    def end(self) -> None:
+        """Ends it if it has not ended."""
+        if self.is_running:
+            self._process.terminate()
+            try:
+                self._process.wait(_GRACE)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            text = line.rstrip("\n")
+            if text.startswith(_PROGRESS):
+                if self._number == 0:
+                    report(text.removeprefix(_PROGRESS))
+            elif text.startswith(_MISTAKE):
+                self._mistake = json.loads(text.removeprefix(_MISTAKE))
+            else:
+                self._last.append(text)
+                print(f"worker {self._number}: {text}", file=sys.stderr)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it is gone: its end of the pipe closes."""
+    sys.stdin.read()
+    os._exit(1)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """What each worker runs: the function that is named, with the arguments on standard input."""
+    module, _, name = arguments[0].partition(":")
+    given = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    listen(lambda text: print(_PROGRESS + text, flush=True))
+    try:
+        getattr(importlib.import_module(module), name)(given)
+    except UserError as error:
+        print(_MISTAKE + json.dumps(str(error)), flush=True)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
