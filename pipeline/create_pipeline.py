@@ -226,6 +226,11 @@ def _model_nodes(project: Project, plan: Plan, data: DataNodes, report_dir: str)
             },
             "weights_cache": str(project.weights_cache),
             "checkpoints": str(project.checkpoints),
+            "start_from": (
+                f"{plan.baseline_uri}/Format-Serving"
+                if config.trainer.warm_start and plan.baseline_uri
+                else ""
+            ),
             "features": {"folder": str(project.features), "code": features_digest()},
             # The same path may hold another file the next time.
             "weights_digest": file_digest(project.weights_file) if project.weights_file else "",

@@ -15,6 +15,8 @@ import tf_keras
 from graftline.components.trainer.inputs import FEATURES, IMAGE
 
 LABELS = "assets.extra/labels.txt"
+# Below this name a version's checkpoint has the weights, numbered.
+WEIGHTS = "weights"
 
 
 class ServedClassifier(tf.Module):
@@ -35,7 +37,7 @@ class ServedClassifier(tf.Module):
         super().__init__()
         self.transform = transform.transform_features_layer()
         # The variables and not the Keras model: saving that one traces every layer once more.
-        self._weights = list(variables)
+        self.weights = list(variables)
         self._network = network
         self._classes = list(classes)
 

@@ -36,7 +36,7 @@ class Images:
         transform: what Transform wrote.
         ids: uint64 (N,), the first 8 bytes of each image's SHA-256.
         labels: int64 (N,), the index of its class, -1 where the label is none of the classes.
-        part: which part of the records it is, and of how many: (k, n) is each n-th from the k-th on.
+        part: which part of the records: (k, n) is each n-th from the k-th on.
     """
 
     files: Sequence[str]

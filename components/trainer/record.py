@@ -69,6 +69,7 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True):
         parameters: of the exported model.
         train_images, eval_images: sizes of the splits.
         replicas, workers, precision: devices and processes that trained, and what they computed in.
+        warm_start: whether it started from the version in service.
         features_computed: how many images went through what does not train, each view for itself;
             those of earlier runs are not computed again.
         features_seconds: wall clock of that, decoding included.
@@ -89,6 +90,7 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True):
     replicas: int
     workers: int
     precision: str
+    warm_start: bool
     features_computed: int
     features_seconds: float
     phases: tuple[Phase, ...]

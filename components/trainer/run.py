@@ -32,7 +32,7 @@ def run_fn(fn_args: FnArgs) -> None:
         fn_args: TFX's; `custom_config` holds the sections `trainer` and `image`, the list
             `classes` in the order of the model's outputs, the folder `weights_cache`,
             `features`: `folder`, where they are kept, and `code`, a digest of what makes them; and
-            the folder `checkpoints`.
+            the folder `checkpoints`; `start_from` is the folder of a version, or empty.
 
     Raises:
         UserError: there is nothing to train on, a label is none of the classes, the weights cannot
@@ -86,7 +86,7 @@ def _training(arguments: Mapping[str, Any]) -> Training:
         split: Images.find(patterns, transform) for split, patterns in arguments["files"].items()
     }
     follows_from = {
-        **{name: settings[name] for name in ("trainer", "image", "classes")},
+        **{name: settings[name] for name in ("trainer", "image", "classes", "start_from")},
         "code": settings["features"]["code"],
         "images": [images[split].digest for split in ("train", "eval")],
     }
@@ -113,6 +113,7 @@ def _training(arguments: Mapping[str, Any]) -> Training:
         ),
         checkpoints=Checkpoints(Path(settings["checkpoints"]), follows_from, is_chief),
         hardware=hardware,
+        start_from=Path(settings["start_from"]) if settings["start_from"] else None,
     )
 
 

@@ -39,6 +39,7 @@ from graftline.components.trainer.network import join, make_head, pooled
 from graftline.components.trainer.objective import to_train_on
 from graftline.components.trainer.phases import Diverged, run_phase
 from graftline.components.trainer.record import TrainingRecord
+from graftline.components.trainer.warm_start import start_from
 from graftline.serving.errors import UserError
 
 _MOST_OF_FREE_DISK = 0.5
@@ -60,6 +61,7 @@ class Training:
         features: where features are kept.
         checkpoints: where the training leaves how far it is.
         hardware: what it runs on.
+        start_from: a version whose weights it starts from; None: the pretrained ones.
     """
 
     config: TrainerConfig
@@ -73,6 +75,7 @@ class Training:
     features: FeatureFolder
     checkpoints: Checkpoints
     hardware: Hardware
+    start_from: Path | None = None
 
     def run(self, destination: str) -> None:
         """Trains, writes the SavedModel to `destination` and the record to `logs`."""
@@ -82,6 +85,8 @@ class Training:
         state = self.checkpoints.load()
         with self.hardware.scope():
             backbone, head = self._network()
+            version, models = self.start_from, (backbone, head)
+            warm = version is not None and start_from(version, models, self.classes)
             cuts = cut_for_phases(backbone, head, config, self._most_bytes())
             try:
                 self._run_phases(backbone, head, cuts, state)
@@ -105,6 +110,7 @@ class Training:
             replicas=self.hardware.replicas,
             workers=self.hardware.workers,
             precision=self.hardware.precision,
+            warm_start=warm,
             features_computed=state.features_computed,
             features_seconds=state.features_seconds,
             phases=tuple(state.phases),

@@ -150,6 +150,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Trai
             "classes": classes,
             "weights_cache": "/nowhere",
             "features": {"folder": str(folder / "features"), "code": ""},
+            "start_from": "",
+            "checkpoints": str(folder / "checkpoints"),
         },
     )
     LocalDagRunner().run(
@@ -222,7 +224,9 @@ tf.config.set_logical_device_configuration(
 from graftline.components.trainer.autograph import leave_keras_unconverted
 leave_keras_unconverted()
 import tf_keras
+from graftline.components.trainer.checkpoint import State
 from graftline.components.trainer.config import PhaseConfig, TrainerConfig
+from graftline.components.trainer.devices import Hardware
 from graftline.components.trainer.feature_store import FeatureStore
 from graftline.components.trainer.features import Features, infer
 from graftline.components.trainer.objective import to_train_on
@@ -230,28 +234,29 @@ from graftline.components.trainer.phases import run_phase
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 x = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
 y, ids = np.zeros(50, np.int64), np.arange(50).astype(np.uint64)
-config = TrainerConfig(batch_size=16, patience=5)
+config = TrainerConfig(batch_size=8, patience=5)
+hardware, state = Hardware(strategy, 0, 1, "float32"), State()
 with strategy.scope():
     backbone = tf_keras.Sequential([tf_keras.Input((8,)), tf_keras.layers.Dense(4)])
     y[backbone(x).numpy()[:, 0] > 0] = 1
     network = tf_keras.Model(backbone.input, {"frozen": backbone.output})
     images = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
-    rows = np.concatenate([batch["frozen"] for batch in infer(network, images, strategy)])
+    rows = np.concatenate([batch["frozen"] for batch in infer(network, images, hardware)])
     np.testing.assert_allclose(rows, backbone.predict(x, verbose=0), atol=1e-5)
     store = FeatureStore(None, (4,))
     store.append(ids, rows)
     features = Features([store], store.find(ids)[None], y)
     head = tf_keras.Sequential([tf_keras.Input((4,)), tf_keras.layers.Dense(2)])
-    phase, best = run_phase(
+    run_phase(
         PhaseConfig(name="frozen", epochs=20, rate=0.1),
         config,
         head,
-        to_train_on(features.batches(16, 0), 2, config, None),
+        to_train_on(features.batches(16, (0, 0)), 2, config, None),
         to_train_on(features.batches(16, None), 2, config, None),
-        images=50, best=None, logs=sys.argv[1],
+        state, models=(head,), images=50, hardware=hardware, logs=sys.argv[1], save=lambda: None,
     )
 assert strategy.num_replicas_in_sync == 2
-assert best.eval_accuracy > 0.9, best
+assert state.best.eval_accuracy > 0.9, state.best
 """
 
 

@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,10 +22,13 @@ from tensorflow_transform.tf_metadata.dataset_metadata import DatasetMetadata
 from graftline.components import progress
 from graftline.components.trainer.backbones import registry
 from graftline.components.trainer.backbones.scaling import PLAIN
+from graftline.components.trainer.config import HeadConfig
 from graftline.components.trainer.feature_store import FeatureStore
 from graftline.components.trainer.features import Features
+from graftline.components.trainer.network import make_head
 from graftline.components.trainer.record import TrainingRecord
 from graftline.components.trainer.run import run_fn
+from graftline.components.trainer.warm_start import start_from
 from graftline.pipeline.preprocessing import preprocessing_fn
 from graftline.schemas import curated
 from graftline.serving.errors import UserError
@@ -129,6 +132,8 @@ def train(tmp_path_factory, transform_graph, spans, small) -> Train:
         patterns: dict[str, list[str]] | None = None,
         features: Path | None = None,
         code: str = "",
+        start_from: Path | None = None,
+        classes: Sequence[str] = CLASSES,
         **settings: object,
     ) -> TrainingRecord:
         trainer = {"backbone": small, "weights": str(weights), "batch_size": 8, **settings}
@@ -144,9 +149,11 @@ def train(tmp_path_factory, transform_graph, spans, small) -> Train:
                 custom_config={
                     "trainer": json.loads(json.dumps(trainer)),
                     "image": {"size": SIZE},
-                    "classes": CLASSES,
+                    "classes": list(classes),
                     "weights_cache": "/nowhere",
                     "features": {"folder": str(features or folder / "features"), "code": code},
+                    "start_from": str(start_from or ""),
+                    "checkpoints": str((features or folder).parent / "checkpoints"),
                 },
             )
         )
@@ -393,6 +400,129 @@ def test_a_phase_that_reads_the_images_augments_and_resamples_them(train, tmp_pa
     assert len(record.phases[0].epochs) == 2
 
 
+class CutOff(Exception):
+    """Stands for whatever ends a process."""
+
+
+def cut_off_at(line: str, train: Train, folder: Path, **settings: object) -> list[str]:
+    """Trains until a line of progress appears; returns the lines up to there."""
+    lines: list[str] = []
+
+    def listen(text: str) -> None:
+        lines.append(text)
+        if text.startswith(line):
+            raise CutOff
+
+    progress.listen(listen)
+    try:
+        with pytest.raises(CutOff):
+            train(folder, None, folder.parent / "features", **settings)
+    finally:
+        progress.listen(None)
+    return lines
+
+
+LONG = [
+    {"name": "frozen", "epochs": 4, "rate": 0.02},
+    {"name": "fine_tune", "epochs": 3, "rate": 1e-3, "fraction": 0.5, "schedule": "cosine"},
+]
+
+
+@pytest.mark.parametrize("line", ["frozen 3/4", "fine_tune 1/3", "fine_tune 2/3"])
+def test_a_training_that_was_cut_off_goes_on_after_its_last_whole_epoch(train, tmp_path, line):
+    # The line of an epoch is shown before its weights are kept.
+    cut_off_at(line, train, tmp_path / "1", phases=LONG)
+    lines: list[str] = []
+    progress.listen(lines.append)
+    record = train(tmp_path / "2", None, tmp_path / "features", phases=LONG)
+    progress.listen(None)
+
+    name, number = line.split()[0], int(line.split()[1].partition("/")[0])
+    shown = [text for text in lines if text.startswith(name) and "accuracy" in text]
+    assert shown[0].startswith(f"{name} {number}/")
+    assert [len(phase.epochs) for phase in record.phases] == [4, 3]
+    undisturbed = train(tmp_path / "3", None, tmp_path / "features", phases=LONG)
+    for phase, other in zip(record.phases, undisturbed.phases, strict=True):
+        assert phase.epochs[-1].loss == pytest.approx(other.epochs[-1].loss, rel=0.3, abs=0.05)
+
+
+def test_a_training_that_came_to_its_end_or_has_other_settings_begins_anew(train, tmp_path):
+    cut_off_at("frozen 3/4", train, tmp_path / "1", phases=LONG)
+    for folder, seed in (("2", 7), ("3", 0), ("4", 0)):
+        lines: list[str] = []
+        progress.listen(lines.append)
+        train(tmp_path / folder, None, tmp_path / "features", phases=LONG, seed=seed)
+        progress.listen(None)
+        assert not any("goes on after" in line for line in lines)
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_training_that_diverges_keeps_the_model_of_its_best_epoch(train, tmp_path):
+    odd = {"name": "odd", "epochs": 2, "rate": 1e38}
+    with pytest.raises(UserError, match=r"odd.*best epoch before, frozen \d, is kept in") as said:
+        train(tmp_path, phases=[PHASES[0], odd])
+    kept = tf.saved_model.load(str(said.value).rsplit(" is kept in ", 1)[1].rstrip("."))
+    answer = kept.signatures["serving_default"](image_bytes=tf.constant([picture("red", 900)]))
+    assert np.isfinite(answer["scores"].numpy()).all()
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_a_network_that_computes_in_16_bits_is_exported_in_32(train, tmp_path, name):
+    record = train(tmp_path, phases=PHASES, precision=name)
+    assert record.precision == name
+    served = tf.saved_model.load(str(tmp_path / "Format-Serving"))
+    assert {weight.dtype for weight in served.weights} == {tf.float32}
+    operations = served.signatures["serving_default"].graph.get_operations()
+    halves = {tf.float16, tf.bfloat16}
+    assert not any(output.dtype in halves for one in operations for output in one.outputs)
+
+
+def test_a_batch_larger_than_the_data_and_a_class_without_eval_images_are_no_matter(
+    train, tmp_path
+):
+    greens = write_span(tmp_path / "eval", [example(picture("green", 1), "green")])
+    record = train(tmp_path, {"eval": [greens]}, batch_size=500, phases=PHASES)
+    assert record.eval_images == 1
+
+
+def test_a_training_starts_from_a_version_and_keeps_what_it_knows_of_each_class(
+    train, trained, tmp_path
+):
+    version = trained[0] / "Format-Serving"
+    still = [{"name": "still", "epochs": 1, "rate": 1e-12}]
+    record = train(tmp_path, start_from=version, phases=still)
+    assert record.warm_start
+    assert record.phases[0].epochs[0].eval_loss == pytest.approx(
+        trained[1].exported.eval_loss, rel=1e-3
+    )
+
+
+def test_a_version_that_is_another_network_is_no_start(train, trained, tmp_path):
+    lines: list[str] = []
+    progress.listen(lines.append)
+    version = trained[0] / "Format-Serving"
+    head = {"hidden": [8]}
+    assert not train(tmp_path, start_from=version, phases=PHASES, head=head).warm_start
+    progress.listen(None)
+    assert any("another network" in line for line in lines)
+
+
+def test_classes_are_taken_over_by_name(trained):
+    version, classes = trained[0] / "Format-Serving", ["red", "new", *CLASSES[:3]]
+    backbone = tf_keras.Sequential([make(SIZE, 1.0), tf_keras.layers.GlobalAveragePooling2D()])
+    head = make_head(HeadConfig(), 16, len(classes))
+    random = head.get_weights()[0][:, 1].copy()
+    assert start_from(version, (backbone, head), classes)
+    images = np.stack([np.full((SIZE, SIZE, 3), 0.3, np.float32)])
+    served = tf.saved_model.load(str(version))
+    [*_, kernel, bias] = [weight.numpy() for weight in served.weights]
+    order = [3, 0, 1, 2]
+    np.testing.assert_array_equal(head.get_weights()[0][:, [0, 2, 3, 4]], kernel[:, order])
+    np.testing.assert_array_equal(head.get_weights()[1][[0, 2, 3, 4]], bias[order])
+    np.testing.assert_array_equal(head.get_weights()[0][:, 1], random)
+    assert np.isfinite(head(backbone(images))).all()
+
+
 def stored(count: int, folder: Path | None = None) -> Features:
     """Features that say which image they are of, of two views."""
     ids = np.arange(count).astype(np.uint64)
@@ -403,7 +533,7 @@ def stored(count: int, folder: Path | None = None) -> Features:
 
 
 def test_each_epoch_sees_every_image_once_in_another_order_and_another_view(tmp_path):
-    batches = stored(20, tmp_path).batches(8, shuffle_seed=3)
+    batches = stored(20, tmp_path).batches(8, (3, 0))
     epochs = [
         [np.concatenate(parts) for parts in zip(*batches.as_numpy_iterator(), strict=True)]
         for _ in range(2)

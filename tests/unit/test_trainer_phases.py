@@ -9,7 +9,9 @@ import tf_keras
 from tensorflow.python.autograph.core import config
 
 from graftline.components.trainer.autograph import leave_keras_unconverted
+from graftline.components.trainer.checkpoint import State, get_weights
 from graftline.components.trainer.config import PhaseConfig, TrainerConfig
+from graftline.components.trainer.devices import Hardware
 from graftline.components.trainer.phases import run_phase
 from graftline.components.trainer.record import Best, Phase
 
@@ -38,19 +40,24 @@ def run(
     )
     phase = {"name": "frozen", "epochs": 6, "rate": 0.05}
     trainer = {"patience": 2, "batch_size": 16}
-    best = settings.pop("best", None)
+    state = State(best=settings.pop("best", None), best_weights=get_weights([model]))
     for key, value in settings.items():
         (phase if key in PhaseConfig.__struct_fields__ else trainer)[key] = value
-    return run_phase(
+    run_phase(
         PhaseConfig(**phase),
         TrainerConfig(**trainer),
         model,
         batches,
         evaluation,
+        state,
+        models=[model],
         images=len(LABELS),
-        best=best,
+        hardware=Hardware(tf.distribute.get_strategy(), 0, 1, "float32"),
         logs=str(folder),
+        save=lambda: None,
     )
+    [phase] = state.phases
+    return phase, state.best
 
 
 def test_keras_is_left_unconverted_by_one_rule_however_often_one_asks():

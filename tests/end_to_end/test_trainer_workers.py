@@ -1,0 +1,94 @@
+"""Several workers on this machine: what comes of it, and what happens when one dies or errs."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from graftline.components import progress
+from graftline.components.trainer.workers import train_in_workers
+from graftline.serving.errors import UserError
+
+pytestmark = pytest.mark.end_to_end
+
+FUNCTIONS = """
+import json, os, pathlib, sys, time
+from graftline.components.progress import report
+from graftline.serving.errors import UserError
+
+def number():
+    return json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+
+def work(given):
+    report(f"worker {number()} at work")
+    pathlib.Path(given["folder"], f"done-{number()}").touch()
+
+def err(given):
+    if number() == 1:
+        raise UserError("the second one errs")
+    time.sleep(600)
+
+def die(given):
+    if number() == 1:
+        print("out of something", flush=True)
+        os._exit(7)
+    time.sleep(600)
+
+def wait(given):
+    pathlib.Path(given["folder"], f"pid-{os.getpid()}").touch()
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a module that workers can import."""
+    (tmp_path / "some_work.py").write_text(FUNCTIONS)
+    paths = [str(tmp_path), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    return "some_work"
+
+
+def test_all_work_and_the_first_one_tells_how_far_it_is(functions, tmp_path):
+    lines: list[str] = []
+    progress.listen(lines.append)
+    train_in_workers(f"{functions}:work", {"folder": str(tmp_path)}, 2, gpus=0)
+    progress.listen(None)
+    assert {path.name for path in tmp_path.glob("done-*")} == {"done-0", "done-1"}
+    assert lines == ["worker 0 at work"]
+
+
+def test_what_a_worker_says_to_the_user_is_said(functions):
+    with pytest.raises(UserError, match=r"^the second one errs$"):
+        train_in_workers(f"{functions}:err", {}, 2, gpus=0)
+
+
+def test_a_worker_that_dies_ends_the_training_with_its_last_lines(functions):
+    with pytest.raises(RuntimeError, match=r"out of something\nWorker 1 .* ended with exit code 7"):
+        train_in_workers(f"{functions}:die", {}, 2, gpus=0)
+
+
+def test_more_workers_than_processors_are_refused():
+    with pytest.raises(UserError, match=r"trainer.workers is 999, and this machine has"):
+        train_in_workers("nothing:at_all", {}, 999, gpus=0)
+
+
+def test_when_whoever_started_them_is_killed_the_workers_end_too(functions, tmp_path):
+    code = f"""
+        from graftline.components.trainer.workers import train_in_workers
+        train_in_workers("{functions}:wait", {{"folder": {str(tmp_path)!r}}}, 2, gpus=0)
+    """
+    starter = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
+    while len(found := list(tmp_path.glob("pid-*"))) < 2:
+        assert starter.poll() is None
+        time.sleep(0.1)
+    starter.send_signal(signal.SIGKILL)
+    starter.wait()
+    pids = [int(path.name.removeprefix("pid-")) for path in found]
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        time.sleep(0.1)

@@ -1,0 +1,64 @@
+"""Which hardware is chosen, and what is said where it is not there."""
+
+import json
+
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from graftline.components.trainer.config import PhaseConfig, TrainerConfig
+from graftline.components.trainer.devices import Hardware, cluster_size, worker_number
+from graftline.components.trainer.objective import make_optimizer
+from graftline.serving.errors import UserError
+
+CLUSTER = {"chief": ["a:1"], "worker": ["b:1", "c:1"]}
+
+
+def test_without_gpu_or_cluster_it_is_one_device_in_float32():
+    hardware = Hardware.find(TrainerConfig())
+    assert (hardware.replicas, hardware.worker, hardware.workers) == (1, 0, 1)
+    assert hardware.precision == "float32"
+
+
+@pytest.mark.parametrize(("kind", "index", "number"), [("chief", 0, 0), ("worker", 1, 2)])
+def test_the_cluster_and_this_process_in_it_are_read_from_tf_config(
+    monkeypatch, kind, index, number
+):
+    task = {"type": kind, "index": index}
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": CLUSTER, "task": task}))
+    assert (cluster_size(), worker_number()) == (3, number)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"strategy": "multi_worker"}, "TF_CONFIG names no cluster"),
+        ({"strategy": "tpu"}, "no TPU answers"),
+        ({"devices": (0,)}, "asks for GPU 0; this machine has 0"),
+    ],
+)
+def test_hardware_that_is_not_there_is_named_with_what_to_do(settings, said):
+    with pytest.raises(UserError, match=said):
+        Hardware.find(TrainerConfig(**settings))
+
+
+def test_a_tf_config_that_is_no_json_is_named(monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", "{cluster")
+    with pytest.raises(UserError, match="TF_CONFIG is no JSON"):
+        Hardware.find(TrainerConfig())
+
+
+def test_models_are_made_at_the_precision_and_the_process_goes_on_as_before():
+    hardware = Hardware(tf.distribute.get_strategy(), 0, 1, "bfloat16")
+    with hardware.scope():
+        layer = tf_keras.layers.Dense(2)
+        assert layer(tf.zeros((1, 2))).dtype == tf.bfloat16
+        assert layer.kernel.dtype == tf.float32
+    assert tf_keras.layers.Dense(2)(tf.zeros((1, 2))).dtype == tf.float32
+
+
+@pytest.mark.parametrize(("scaling", "rate"), [("linear", 0.4), ("sqrt", 0.2), ("none", 0.1)])
+def test_the_rate_grows_with_the_devices_as_configured(scaling, rate):
+    phase, trainer = PhaseConfig(name="a", epochs=1, rate=0.1), TrainerConfig(rate_scaling=scaling)
+    optimizer = make_optimizer(phase, trainer, steps_per_epoch=1, replicas=4)
+    assert float(optimizer.learning_rate) == pytest.approx(rate)
