@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import msgspec
-import tensorflow as tf
 
 FILE_NAME = "training.json"
 
@@ -99,6 +98,8 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     def write(self, folder: str) -> None:
         """Writes it as JSON into a folder, which may be on an object store."""
+        import tensorflow as tf
+
         tf.io.gfile.makedirs(folder)
         with tf.io.gfile.GFile(f"{folder}/{FILE_NAME}", "w") as file:
             file.write(msgspec.json.format(msgspec.json.encode(self), indent=2).decode())
@@ -106,5 +107,7 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True):
     @staticmethod
     def read(folder: str) -> TrainingRecord:
         """Reads what `write` wrote."""
+        import tensorflow as tf
+
         with tf.io.gfile.GFile(f"{folder}/{FILE_NAME}", "rb") as file:
             return msgspec.json.decode(file.read(), type=TrainingRecord)

@@ -27,6 +27,7 @@ _COMMANDS = {
     "run": "runs",
     "resume": "runs",
     "status": "runs",
+    "runs": "comparison",
     "predict": "predict",
     "versions": "versions",
     "rollback": "versions",
