@@ -14,11 +14,11 @@ import tensorflow_transform as tft
 from graftline.components.trainer.autograph import leave_keras_unconverted
 from graftline.components.trainer.checkpoint import Checkpoints
 from graftline.components.trainer.config import ImageConfig, TrainerConfig
-from graftline.components.trainer.devices import Hardware
+from graftline.components.trainer.devices import Hardware, cluster_size
 from graftline.components.trainer.features import FeatureFolder
 from graftline.components.trainer.inputs import Images
 from graftline.components.trainer.training import Training
-from graftline.components.trainer.workers import train_in_workers
+from graftline.components.trainer.workers import train_as_worker, train_in_workers
 from graftline.serving.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ def run_fn(fn_args: FnArgs) -> None:
     if workers > 1:
         gpus = len(tf.config.list_physical_devices("GPU"))
         train_in_workers(f"{__name__}:train", arguments, workers, gpus)
+    elif cluster_size() > 1:
+        train_as_worker(f"{__name__}:train", arguments)
     else:
         train(arguments)
 
@@ -81,6 +83,8 @@ def train(arguments: Mapping[str, Any]) -> None:
 def _training(arguments: Mapping[str, Any]) -> Training:
     settings = arguments["settings"]
     config = msgspec.convert(settings["trainer"], TrainerConfig)
+    # First of all: TensorFlow joins a cluster only before it has done anything else.
+    hardware = Hardware.find(config)
     transform = tft.TFTransformOutput(arguments["transform"])
     images = {
         split: Images.find(patterns, transform) for split, patterns in arguments["files"].items()
@@ -90,7 +94,6 @@ def _training(arguments: Mapping[str, Any]) -> Training:
         "code": settings["features"]["code"],
         "images": [images[split].digest for split in ("train", "eval")],
     }
-    hardware = Hardware.find(config)
     is_chief = hardware.worker == 0
     # The chief alone writes logs and checkpoints; all read where it stands.
     logs = arguments["logs"] if is_chief else tempfile.mkdtemp(prefix="graftline-worker-")

@@ -49,14 +49,39 @@ def train_in_workers(function: str, arguments: Mapping[str, Any], count: int, gp
             "less, or name a cluster of several machines in the environment variable TF_CONFIG."
         )
     cluster = {"worker": [f"127.0.0.1:{port}" for port in _free_ports(count)]}
+    environments = []
+    for number in range(count):
+        task = {"type": "worker", "index": number}
+        environment = {"TF_CONFIG": json.dumps({"cluster": cluster, "task": task})}
+        if gpus:
+            dealt = range(number, gpus, count)
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, dealt))
+        environments.append(environment)
+    _run(function, arguments, environments)
+
+
+def train_as_worker(function: str, arguments: Mapping[str, Any]) -> None:
+    """Runs this machine's part in the training of a cluster, in a process of its own.
+
+    TensorFlow joins a cluster only before it has done anything else.
+
+    Args:
+        function: `package.module:name` of what is called with the arguments.
+        arguments: plain data.
+
+    Raises:
+        UserError, RuntimeError: as `train_in_workers`.
+    """
+    _run(function, arguments, [{}])
+
+
+def _run(
+    function: str, arguments: Mapping[str, Any], environments: Sequence[Mapping[str, str]]
+) -> None:
+    """Runs one process per environment until all have ended or one has failed."""
     workers: list[_Worker] = []
     try:
-        for number in range(count):
-            task = {"type": "worker", "index": number}
-            environment = {"TF_CONFIG": json.dumps({"cluster": cluster, "task": task})}
-            if gpus:
-                dealt = range(number, gpus, count)
-                environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, dealt))
+        for number, environment in enumerate(environments):
             workers.append(_Worker(number, function, arguments, environment))
         while any(worker.is_running for worker in workers):
             for worker in workers:

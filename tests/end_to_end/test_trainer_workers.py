@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from commands import Command, graftline
 from graftline.components import progress
+from graftline.components.trainer.record import TrainingRecord
 from graftline.components.trainer.workers import train_in_workers
 from graftline.serving.errors import UserError
 
@@ -76,6 +78,45 @@ def test_a_worker_that_dies_ends_the_training_with_its_last_lines(functions):
 def test_more_workers_than_processors_are_refused():
     with pytest.raises(UserError, match=r"trainer.workers is 999, and this machine has"):
         train_in_workers("nothing:at_all", {}, 999, gpus=0)
+
+
+def record_of(project: Path) -> TrainingRecord:
+    [folder] = (project / "tfx" / "Trainer" / "model_run").iterdir()
+    return TrainingRecord.read(str(folder))
+
+
+def test_two_workers_train_one_model_as_well_as_one(project):
+    graftline(project, "run", "trainer.workers=2")
+    record = record_of(project)
+    assert (record.workers, record.replicas, record.train_images) == (2, 2, record.train_images)
+    assert record.exported.eval_accuracy == 1.0
+    assert graftline(project, "predict", str(next((project / "..").glob("images/*/red/*.png"))))
+
+
+def test_a_run_whose_worker_is_killed_ends_with_the_reason_and_is_resumed(project):
+    long = ("trainer.workers=2", "trainer.phases.frozen.epochs=5000", "trainer.patience=5000")
+    running = Command(project, "run", *long)
+    while not list(project.glob("tfx/checkpoints/*/state.npz")):
+        assert running.process.is_alive(), running.output
+        time.sleep(0.1)
+    second = max(workers_of(running.process.pid))
+    os.kill(second, signal.SIGKILL)
+
+    assert running.wait() == 1
+    assert "Worker 1 of the training was killed by signal 9" in running.output
+    assert not workers_of(running.process.pid)
+    resumed = Command(project, "resume")
+    log = project / "runs" / "run-0001" / "run.log"
+    while "goes on after epoch" not in log.read_text():
+        assert resumed.process.is_alive(), resumed.output
+        time.sleep(0.1)
+    os.kill(resumed.process.pid, signal.SIGKILL)
+
+
+def workers_of(parent: int) -> list[int]:
+    """Process ids of the workers that a process has started, in the order of their start."""
+    asked = ["pgrep", "--parent", str(parent), "--full", "trainer.workers"]
+    return [int(line) for line in subprocess.run(asked, stdout=subprocess.PIPE).stdout.split()]
 
 
 def test_when_whoever_started_them_is_killed_the_workers_end_too(functions, tmp_path):
