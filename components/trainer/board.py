@@ -1,12 +1,14 @@
-"""What TensorBoard shows beside the curves: resources, histograms, the eval images as an embedding."""
+"""What TensorBoard shows beside the curves: resources, histograms, eval images as an embedding."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -78,9 +80,8 @@ class Histograms(tf_keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Writes the histograms of the epoch."""
         inputs, labels = self._batch
-        with tf.GradientTape() as tape:
-            activations = dict(_activations(self.model, inputs))
-            loss = self._loss(labels, list(activations.values())[-1])
+        with tf.GradientTape() as tape, _recorded(self.model) as activations:
+            loss = self._loss(labels, self.model(inputs, training=False))
         weights = self.model.trainable_weights
         gradients = tape.gradient(loss, weights)
         with self._writer.as_default(step=epoch):
@@ -92,21 +93,32 @@ class Histograms(tf_keras.callbacks.Callback):
                 tf.summary.histogram(f"activations/{name}", values)
 
 
-def _activations(model: tf_keras.Model, inputs: tf.Tensor) -> list[tuple[str, tf.Tensor]]:
-    """What every layer with weights gives for some inputs, the logits last."""
-    named = []
-    for layer in model.layers:
-        if isinstance(layer, tf_keras.Model):
-            outputs = {
-                inner.name: inner.output for inner in layer.layers if inner.trainable_weights
-            }
-            inner_model = tf_keras.Model(layer.input, {**outputs, "": layer.output})
-            found = inner_model(inputs, training=False)
-            inputs = found.pop("")
-            named += [(f"{layer.name}/{name}", values) for name, values in found.items()]
-        elif not isinstance(layer, tf_keras.layers.InputLayer):
-            inputs = layer(inputs, training=False)
-    return [*named, ("logits", inputs)]
+@contextlib.contextmanager
+def _recorded(model: tf_keras.Model) -> Iterator[dict[str, tf.Tensor]]:
+    """What every layer with weights gives, by its name, while a model is called eagerly."""
+    outputs: dict[str, tf.Tensor] = {}
+    layers = [
+        layer
+        for layer in model._flatten_layers()
+        if layer.trainable_weights and not isinstance(layer, tf_keras.Model)
+    ]
+
+    def recording(layer: tf_keras.layers.Layer) -> Callable[..., tf.Tensor]:
+        call = layer.call
+
+        def record(*arguments: Any, **named: Any) -> tf.Tensor:
+            outputs[layer.name] = call(*arguments, **named)
+            return outputs[layer.name]
+
+        return record
+
+    for layer in layers:
+        layer.call = recording(layer)
+    try:
+        yield outputs
+    finally:
+        for layer in layers:
+            del layer.call
 
 
 def write_embedding(
@@ -134,7 +146,7 @@ def write_embedding(
             file.write("\t".join(f"{value:.5g}" for value in row) + "\n")
     with tf.io.gfile.GFile(f"{folder}/labels.tsv", "w") as file:
         # A single column has no heading, and a tab would begin another one.
-        file.writelines(" ".join(label.split()) + "\n" for label in labels)
+        file.write("".join(" ".join(label.split()) + "\n" for label in labels))
     with tf.io.gfile.GFile(f"{folder}/projector_config.pbtxt", "w") as file:
         file.write(
             'embeddings {\n  tensor_name: "eval images"\n  tensor_path: "features.tsv"\n'

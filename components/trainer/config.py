@@ -171,6 +171,22 @@ _PHASES = (
 )
 
 
+class TensorBoardConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What TensorBoard shows beside curves and resources."""
+
+    histograms: Annotated[
+        bool, Meta(description="Weights, gradients and activations after every epoch.")
+    ] = False
+    embedding: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=10_000,
+            description="So many eval images as points with thumbnails, by their features.",
+        ),
+    ] = 0
+
+
 class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the model is made."""
 
@@ -268,6 +284,7 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             "the next runs; 0: none.",
         ),
     ] = 20.0
+    tensorboard: TensorBoardConfig = TensorBoardConfig()
     seed: Annotated[int, Meta(ge=0, description="Seed of everything random in training.")] = 0
 
     def __post_init__(self) -> None:

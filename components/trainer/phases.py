@@ -15,6 +15,7 @@ import tensorflow as tf
 import tf_keras
 
 from graftline.components.progress import report
+from graftline.components.trainer.board import Histograms, Resources
 from graftline.components.trainer.checkpoint import State, get_weights, set_weights
 from graftline.components.trainer.config import PhaseConfig, TrainerConfig
 from graftline.components.trainer.devices import Hardware
@@ -183,7 +184,13 @@ def run_phase(
         model.optimizer._create_all_weights(model.trainable_variables)
         model.optimizer.set_weights(state.optimizer)
     if not watch.is_over:
-        board = tf_keras.callbacks.TensorBoard(f"{logs}/{config.name}", write_graph=False)
+        folder = f"{logs}/{config.name}"
+        board = tf_keras.callbacks.TensorBoard(folder, write_graph=False)
+        writer = tf.summary.create_file_writer(f"{folder}/train", filename_suffix=".more")
+        callbacks = [watch, board, Resources(writer, images)]
+        if trainer.tensorboard.histograms and evaluation is not None:
+            [batch] = evaluation.take(1)
+            callbacks.append(Histograms(writer, model.loss, batch))
         fit = {}
         if hardware.workers > 1:
             # Each has images of its own, and all must take as many steps.
@@ -195,9 +202,10 @@ def run_phase(
             epochs=config.epochs,
             initial_epoch=len(state.epochs),
             verbose=0,
-            callbacks=[watch, board],
+            callbacks=callbacks,
             **fit,
         )
+        writer.close()
     set_weights(models, state.best_weights)
     seconds = sum(epoch.seconds for epoch in state.epochs)
     phase = Phase(

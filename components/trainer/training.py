@@ -26,8 +26,9 @@ import tf_keras
 from graftline.components.progress import report
 from graftline.components.trainer.augmentation import Augmenter
 from graftline.components.trainer.backbones import build, registry
-from graftline.components.trainer.backbones.scaling import Scaling
+from graftline.components.trainer.backbones.scaling import Scaling, unscale
 from graftline.components.trainer.balance import Balance, class_weights
+from graftline.components.trainer.board import write_embedding
 from graftline.components.trainer.checkpoint import Checkpoints, State, set_weights
 from graftline.components.trainer.config import AugmentationConfig, ImageConfig, TrainerConfig
 from graftline.components.trainer.cuts import Cut, cut_for_phases, still_valid
@@ -44,6 +45,7 @@ from graftline.serving.errors import UserError
 
 _MOST_OF_FREE_DISK = 0.5
 _LAST_GOOD = "last_good"
+_THUMBNAIL = 48  # pixels
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,11 @@ class Training:
         if self.hardware.worker != 0:
             return
         report("exporting the model")
-        model = self._export(state, destination)
+        models = self._best_network(state)
+        model = join(*models, pretrained=config.weights != "none")
+        export(model, self.transform, self.classes, destination)
+        if config.tensorboard.embedding and len(self.evaluation):
+            self._write_embedding(models[0])
         assert state.best is not None
         TrainingRecord(
             backbone=config.backbone,
@@ -135,13 +141,31 @@ class Training:
         backbone = pooled(inner, config.head.pooling)
         return backbone, make_head(config.head, backbone.output_shape[-1], len(self.classes))
 
-    def _export(self, state: State, destination: str) -> tf_keras.Model:
-        """Exports the best epoch, as a network of one device that computes in float32."""
+    def _best_network(self, state: State) -> tuple[tf_keras.Model, tf_keras.Model]:
+        """Backbone and head of the best epoch, on one device and in float32."""
         models = self._network()
         set_weights(models, state.best_weights)
-        model = join(*models, pretrained=self.config.weights != "none")
-        export(model, self.transform, self.classes, destination)
-        return model
+        return models
+
+    def _write_embedding(self, backbone: tf_keras.Model) -> None:
+        """Writes features, classes and thumbnails of eval images for TensorBoard's projector."""
+        most = self.config.tensorboard.embedding
+        features, thumbnails = [], []
+        for images, _ in (
+            self.evaluation.batches(self.config.batch_size)
+            .unbatch()
+            .take(most)
+            .batch(self.config.batch_size)
+        ):
+            features.append(backbone(images, training=False).numpy())
+            small = tf.image.resize(
+                unscale(images, self._scaling), (_THUMBNAIL, _THUMBNAIL), antialias=True
+            )
+            thumbnails.append(tf.cast(small, tf.uint8).numpy())
+        labels = [self.classes[label] for label in self.evaluation.labels[:most]]
+        write_embedding(
+            f"{self.logs}/embedding", np.concatenate(features), labels, np.concatenate(thumbnails)
+        )
 
     def _with_what_is_left(self, error: Diverged, state: State) -> UserError:
         """Keeps the weights of the best epoch before a training diverged, and says where."""
@@ -149,7 +173,8 @@ class Training:
         if best is None or self.hardware.worker != 0:
             return error
         folder = f"{self.logs}/{_LAST_GOOD}"
-        self._export(state, folder)
+        model = join(*self._best_network(state), pretrained=self.config.weights != "none")
+        export(model, self.transform, self.classes, folder)
         return UserError(
             f"{error} The model of the best epoch before, {best.phase} {best.epoch}, is kept in "
             f"{folder}."

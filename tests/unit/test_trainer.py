@@ -477,6 +477,33 @@ def test_a_network_that_computes_in_16_bits_is_exported_in_32(train, tmp_path, n
     assert not any(output.dtype in halves for one in operations for output in one.outputs)
 
 
+def test_tensorboard_shows_resources_and_on_request_histograms_and_eval_images(train, tmp_path):
+    train(tmp_path, phases=PHASES, tensorboard={"histograms": True, "embedding": 5})
+    tags = {
+        value.tag
+        for file in (tmp_path / "run" / "fine_tune" / "train").glob("*.more")
+        for event in tf.compat.v1.train.summary_iterator(str(file))
+        for value in event.summary.value
+    }
+    assert {"resources/images per second", "resources/memory in MB"} <= tags
+    assert any(tag.startswith("weights/second_conv") for tag in tags)
+    assert any(tag.startswith("gradients/second_conv") for tag in tags)
+    assert any("second_conv" in tag for tag in tags if tag.startswith("activations/"))
+    folder = tmp_path / "run" / "embedding"
+    assert len((folder / "features.tsv").read_text().splitlines()) == 5
+    assert (folder / "labels.tsv").read_text().splitlines() == [
+        "blå",
+        "green",
+        "red",
+        "blå",
+        "green",
+    ]
+    assert Image.open(folder / "thumbnails.png").size == (3 * 48, 2 * 48)
+    # Blue, green and red, from left to right.
+    first = np.asarray(Image.open(folder / "thumbnails.png"))[24, [24, 72, 120]]
+    assert first.argmax(axis=1).tolist() == [2, 1, 0]
+
+
 def test_a_batch_larger_than_the_data_and_a_class_without_eval_images_are_no_matter(
     train, tmp_path
 ):
