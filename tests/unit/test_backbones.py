@@ -198,6 +198,7 @@ def test_a_lite_network_has_the_parameters_of_the_published_one(variant):
 DAISY = 985  # of ImageNet's thousand classes; none of the other flowers is among them
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("variant", efficientnet_lite.VARIANTS, ids=lambda v: v.name)
 def test_a_lite_network_with_its_published_classifier_knows_a_daisy(variant, shared_data):
     folder = shared_data / "flowers_ccby"

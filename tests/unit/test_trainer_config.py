@@ -51,7 +51,8 @@ def test_a_configuration_survives_json():
         ({**NASNET, "phases": [{**PHASE, "blocks": 2}]}, "cannot be cut"),
         ({"head": {"dropout": 1.0}}, "dropout"),
         ({"batch_size": 0}, "batch_size"),
-        ({"strategy": "tpu"}, "strategy"),
+        ({"strategy": "parameter_server"}, "strategy"),
+        ({"workers": 2, "strategy": "mirrored"}, "leave it at auto"),
         ({"optimizer": "adam"}, "optimizer"),
     ],
 )

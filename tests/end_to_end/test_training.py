@@ -33,6 +33,8 @@ from graftline.pipeline.preprocessing import preprocessing_fn
 from graftline.schemas import curated
 from graftline.serving.errors import UserError
 
+pytestmark = pytest.mark.end_to_end
+
 CLASSES = ["blå", "green", "never seen", "red"]
 COLOURS = {"blå": (40, 40, 220), "green": (40, 220, 40), "red": (220, 40, 40)}
 SIZE = 32
