@@ -42,6 +42,14 @@ def graftline(project: Path, *arguments: str) -> str:
     return done.stdout
 
 
+def resolved(overrides: Sequence[str]) -> list[str]:
+    """The overrides with absolute paths: in a configuration they count from the project."""
+    return [
+        f"{key}={Path(value).resolve() if Path(value).is_file() else value}"
+        for key, _, value in (override.partition("=") for override in overrides)
+    ]
+
+
 def divide(images: Path, parts: Sequence[Path]) -> None:
     """Links the images of every folder to the parts by turns."""
     numbers: collections.Counter[Path] = collections.Counter()
@@ -92,11 +100,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_intermixed_args()
     images = options.images.resolve()
-    # A path in a configuration counts from the project, which is elsewhere.
-    options.overrides = [
-        f"{key}={Path(value).resolve() if Path(value).is_file() else value}"
-        for key, _, value in (override.partition("=") for override in options.overrides)
-    ]
+    options.overrides = resolved(options.overrides)
     results = []
     with tempfile.TemporaryDirectory(prefix="graftline-accuracy-") as name:
         folder, project = Path(name), Path(name) / "project"

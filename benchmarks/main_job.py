@@ -52,7 +52,9 @@ def measured(command: list[str], log: Path) -> tuple[float, float, str]:
         output = process.stdout.read().decode()
         _, status, usage = os.wait4(process.pid, 0)
     if status != 0:
-        raise SystemExit(f"{' '.join(command)} failed, see {log}:\n{output}")
+        # The log goes with its folder.
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+        raise SystemExit(f"{' '.join(command)} failed:\n{output}{tail}")
     return time.monotonic() - started, usage.ru_maxrss / 1024, output
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -21,8 +21,10 @@ from msgspec import Meta
 from graftline.components.data_gate.config import DataGateConfig
 from graftline.components.ingest.config import DropConfig
 from graftline.components.model_gate.config import ModelGateConfig
+from graftline.components.settings import set_value
 from graftline.components.trainer.backbones import registry
 from graftline.components.trainer.config import ImageConfig, TrainerConfig
+from graftline.components.tuner.config import TunerConfig
 from graftline.serving.errors import UserError
 
 FILE_NAME = "graftline.yaml"
@@ -104,6 +106,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     data_gate: DataGateConfig = DataGateConfig()
     window: WindowConfig = WindowConfig()
     trainer: TrainerConfig = TrainerConfig()
+    tuner: TunerConfig = TunerConfig()
     model_gate: ModelGateConfig = ModelGateConfig()
     beam: BeamConfig = BeamConfig()
 
@@ -149,12 +152,15 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    path: Path, overrides: Sequence[str] = (), tuned: Mapping[str, Any] | None = None
+) -> Config:
     """Reads the configuration of a project.
 
     Args:
         path: the YAML file.
         overrides: `section.key=value` each, the value in YAML; applied after the file is read.
+        tuned: values by `section.key`, which come between the two.
 
     Raises:
         UserError: the file cannot be read or parsed, or a key is unknown, of the wrong type,
@@ -169,9 +175,14 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold sections such as `trainer:`, found {tree!r}.")
+    for key, value in (tuned or {}).items():
+        try:
+            set_value(tree, to_tree(Config()), key, value)
+        except ValueError as error:
+            raise UserError(f"The tuned value {key}: {error}. Delete it, or tune anew.") from error
     for override in overrides:
         _apply(tree, override)
-    return parse_config(tree, origin=str(path))
+    return parse_config(tree, origin=f"{path}{' with what was tuned' if tuned else ''}")
 
 
 def parse_config(tree: dict[str, Any], origin: str) -> Config:
@@ -236,8 +247,12 @@ def _lines(value: msgspec.Struct, default: msgspec.Struct, depth: int) -> Iterat
         for key, hint in get_type_hints(section, include_extras=True).items():
             said = [m.description for m in getattr(hint, "__metadata__", ()) if m.description]
             yield from _comment(indent, f"  {key}: {' '.join(said)}")
-        yield f"{indent}{name}:" + (" []" if not found else "")
-        yield from (f"{indent}  - {_scalar(item)}" for item in found)
+        empty = "{}" if isinstance(found, dict) else "[]"
+        yield f"{indent}{name}:" + (f" {empty}" if not found else "")
+        if isinstance(found, dict):
+            yield from (f"{indent}  {key}: {_scalar(item)}" for key, item in found.items())
+        else:
+            yield from (f"{indent}  - {_scalar(item)}" for item in found)
 
 
 def _comment(indent: str, text: str) -> list[str]:
@@ -252,44 +267,22 @@ def _comment(indent: str, text: str) -> list[str]:
 
 def _scalar(value: Any) -> str:
     plain = msgspec.to_builtins(value)
-    text = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=10_000)
+    text = yaml.safe_dump(
+        plain, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10_000
+    )
     return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
-    """Sets one value; what the file leaves out on the way there is taken from the defaults."""
     key, _, text = override.partition("=")
     try:
         value = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError) as error:  # a date that is none, for one
         raise UserError(f"The override {override!r} has no valid value after `=`.") from error
-    *sections, last = key.split(".")
-    node: Any = tree
-    default: Any = to_tree(Config())
-    for section in sections:
-        default = default.get(section) if isinstance(default, dict) else None
-        if isinstance(node, dict) and node.get(section) is None:
-            node[section] = {} if default is None else default
-        node = _inside(node, section, override)
-    if isinstance(node, list):
-        raise UserError(f"The override {override!r}: {last} is a section, not a value.")
-    node[last] = value
-
-
-def _inside(node: Any, key: str, override: str) -> Any:
-    """The section of that name, also among those of a list."""
-    if isinstance(node, list):
-        names = [item.get("name") if isinstance(item, dict) else None for item in node]
-        if key not in names:
-            raise UserError(
-                f"The override {override!r}: there is no {key}; there are "
-                f"{', '.join(str(name) for name in names)}."
-            )
-        return node[names.index(key)]
-    inner = node[key]
-    if not isinstance(inner, dict | list):
-        raise UserError(f"The override {override!r}: {key} is a value, not a section.")
-    return inner
+    try:
+        set_value(tree, to_tree(Config()), key, value)
+    except ValueError as error:
+        raise UserError(f"The override {override!r}: {error}.") from error
 
 
 _AT = re.compile(r" - at `\$\.?(?P<path>.*)`$")
@@ -309,7 +302,8 @@ def _explain(message: str, tree: dict[str, Any]) -> str:
         return f"{where} is not a known key.{hint} Allowed here: {', '.join(sorted(allowed))}."
     found = _value_at(tree, path)
     message = message[:1].lower() + message[1:]
-    return f"{path or 'the file'}: {message.rstrip('.')}; found {found!r}."
+    said = "" if "..." in path else f"; found {found!r}"  # the keys of a mapping are not told
+    return f"{path or 'the file'}: {message.rstrip('.')}{said}."
 
 
 def _struct_at(path: str) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import tensorflow_data_validation as tfdv
@@ -21,6 +21,7 @@ from tfx.components.schema_gen.import_schema_gen.component import ImportSchemaGe
 from tfx.components.statistics_gen.component import StatisticsGen
 from tfx.components.trainer.component import Trainer
 from tfx.components.transform.component import Transform
+from tfx.components.tuner.component import Tuner
 from tfx.dsl.compiler.compiler import Compiler
 from tfx.dsl.components.base import executor_spec
 from tfx.dsl.components.base.base_node import BaseNode
@@ -59,6 +60,10 @@ from graftline.schemas import curated
 
 NAME = "graftline"
 
+# How far a pipeline goes: to the data gate, as for an earlier span of the window that no run has
+# seen; to the tuner; or to publication.
+Extent = Literal["data", "tuning", "publication"]
+
 # Without an option that says where workers get their code from, every Beam node of TFX packs all of
 # TFX into a source archive first, for seconds. Our workers have it installed: this machine's own
 # runner ignores the option.
@@ -77,19 +82,41 @@ class DataNodes:
     all: tuple[BaseNode, ...]
 
 
-def create_pipeline(project: Project, plan: Plan, *, data_only: bool = False) -> Pipeline:
+@dataclass(frozen=True)
+class TrainingInputs:
+    """What a training, or many of them, takes.
+
+    Attributes:
+        window: resolves the examples of all spans of the window.
+        transform: makes the graph of the preprocessing.
+        arguments: the inputs and splits that Trainer and Tuner take alike.
+        settings: what `components.trainer.run.run_fn` wants to know.
+    """
+
+    window: Resolver
+    transform: Transform
+    arguments: dict[str, Any]
+    settings: dict[str, Any]
+
+
+def create_pipeline(project: Project, plan: Plan, extent: Extent = "publication") -> Pipeline:
     """Builds the pipeline of one run.
 
     Args:
         project: folder and configuration.
         plan: what the run decided at its start.
-        data_only: end after the data gate: the target becomes part of later windows.
+        extent: how far it goes.
     """
-    report_dir = str(report_folder(project, plan, data_only))
+    report_dir = str(report_folder(project, plan, extent))
     data = _data_nodes(project, plan, report_dir)
     nodes = list(data.all)
-    if not data_only:
-        nodes += _model_nodes(project, plan, data, report_dir)
+    if extent != "data":
+        inputs = _training_inputs(project, plan, data)
+        nodes += [inputs.window, inputs.transform]
+        if extent == "tuning":
+            nodes.append(_tuner(project, inputs))
+        else:
+            nodes += _model_nodes(project, plan, inputs, report_dir)
     return Pipeline(
         pipeline_name=NAME,
         pipeline_root=str(project.artifacts),
@@ -109,14 +136,14 @@ def metadata_connection(database: Path) -> metadata_store_pb2.ConnectionConfig:
 
 
 def compile_pipeline(
-    project: Project, plan: Plan, *, data_only: bool = False
+    project: Project, plan: Plan, extent: Extent = "publication"
 ) -> pipeline_pb2.Pipeline:
     """Compiles the pipeline to TFX's IR and makes every node's cache key see what TFX overlooks.
 
     Raises:
         UserError: the schema is refused.
     """
-    ir = Compiler().compile(create_pipeline(project, plan, data_only=data_only))
+    ir = Compiler().compile(create_pipeline(project, plan, extent))
     unseen = {
         "code_digest": code_digest(),
         "schema_digest": file_digest(project.schema),
@@ -129,10 +156,10 @@ def compile_pipeline(
     return ir
 
 
-def report_folder(project: Project, plan: Plan, data_only: bool) -> Path:
+def report_folder(project: Project, plan: Plan, extent: Extent) -> Path:
     """Where the gates write their verdicts: the run's folder, for an earlier span one inside."""
     folder = project.runs / plan.run_id
-    return folder / f"span-{plan.target.span}" if data_only else folder
+    return folder / f"span-{plan.target.span}" if extent == "data" else folder
 
 
 def _data_nodes(project: Project, plan: Plan, report_dir: str) -> DataNodes:
@@ -187,10 +214,9 @@ def _data_nodes(project: Project, plan: Plan, report_dir: str) -> DataNodes:
     )
 
 
-def _model_nodes(project: Project, plan: Plan, data: DataNodes, report_dir: str) -> list[BaseNode]:
+def _training_inputs(project: Project, plan: Plan, data: DataNodes) -> TrainingInputs:
     config = project.config
-    schema = curated.read(project.schema)
-    classes = curated.classes(schema)
+    classes = curated.classes(curated.read(project.schema))
     window = Resolver(
         strategy_class=WindowStrategy,
         config={"spans": [[entry.span, entry.version] for entry in plan.window]},
@@ -200,9 +226,8 @@ def _model_nodes(project: Project, plan: Plan, data: DataNodes, report_dir: str)
         blessing=Channel(type=DataBlessing, producer_component_id=data.gate.id),
     ).with_id("window")
     window.add_upstream_node(data.gate)
-    examples = window.outputs["examples"]
     transform = Transform(
-        examples=examples,
+        examples=window.outputs["examples"],
         schema=data.schema.outputs["schema"],
         preprocessing_fn="graftline.pipeline.preprocessing.preprocessing_fn",
         custom_config=preprocessing_config(config.image, config.trainer, classes),
@@ -211,31 +236,56 @@ def _model_nodes(project: Project, plan: Plan, data: DataNodes, report_dir: str)
         disable_statistics=True,
         splits_config=transform_pb2.SplitsConfig(analyze=["train"], transform=[]),
     )
-    trainer = Trainer(
-        examples=examples,
-        transform_graph=transform.outputs["transform_graph"],
-        schema=data.schema.outputs["schema"],
-        run_fn="graftline.components.trainer.run.run_fn",
-        train_args=trainer_pb2.TrainArgs(splits=["train"]),
-        eval_args=trainer_pb2.EvalArgs(splits=["eval"]),
-        custom_config={
-            "image": to_tree(config.image),
-            "trainer": {
-                **to_tree(config.trainer),
-                "weights": str(project.weights_file or config.trainer.weights),
-            },
-            "weights_cache": str(project.weights_cache),
-            "checkpoints": str(project.checkpoints),
-            "start_from": (
-                f"{plan.baseline_uri}/Format-Serving"
-                if config.trainer.warm_start and plan.baseline_uri
-                else ""
-            ),
-            "features": {"folder": str(project.features), "code": features_digest()},
-            # The same path may hold another file the next time.
-            "weights_digest": file_digest(project.weights_file) if project.weights_file else "",
-            "classes": classes,
+    settings = {
+        "image": to_tree(config.image),
+        "trainer": {
+            **to_tree(config.trainer),
+            "weights": str(project.weights_file or config.trainer.weights),
         },
+        "weights_cache": str(project.weights_cache),
+        "checkpoints": str(project.checkpoints),
+        "start_from": (
+            f"{plan.baseline_uri}/Format-Serving"
+            if config.trainer.warm_start and plan.baseline_uri
+            else ""
+        ),
+        "features": {"folder": str(project.features), "code": features_digest()},
+        # The same path may hold another file the next time.
+        "weights_digest": file_digest(project.weights_file) if project.weights_file else "",
+        "classes": classes,
+    }
+    arguments = {
+        "examples": window.outputs["examples"],
+        "transform_graph": transform.outputs["transform_graph"],
+        "schema": data.schema.outputs["schema"],
+        "train_args": trainer_pb2.TrainArgs(splits=["train"]),
+        "eval_args": trainer_pb2.EvalArgs(splits=["eval"]),
+    }
+    return TrainingInputs(window, transform, arguments, settings)
+
+
+def _tuner(project: Project, inputs: TrainingInputs) -> Tuner:
+    return Tuner(
+        **inputs.arguments,
+        tuner_fn="graftline.components.tuner.tuner.tuner_fn",
+        custom_config={
+            **inputs.settings,
+            "tuner": to_tree(project.config.tuner),
+            "trials": str(project.trials),
+        },
+    )
+
+
+def _model_nodes(
+    project: Project, plan: Plan, inputs: TrainingInputs, report_dir: str
+) -> list[BaseNode]:
+    config = project.config
+    examples, schema = inputs.arguments["examples"], inputs.arguments["schema"]
+    classes = inputs.settings["classes"]
+    trainer = Trainer(
+        **inputs.arguments,
+        run_fn="graftline.components.trainer.run.run_fn",
+        custom_config=inputs.settings,
     )
     in_service = Resolver(
         strategy_class=InServiceStrategy,
@@ -248,7 +298,7 @@ def _model_nodes(project: Project, plan: Plan, data: DataNodes, report_dir: str)
         baseline_model=in_service.outputs["model"],
         example_splits=["test"],
         eval_config=eval_config(config.model_gate, classes),
-        schema=data.schema.outputs["schema"],
+        schema=schema,
     )
     gate = ModelGate(
         evaluation=evaluator.outputs["evaluation"],
@@ -269,7 +319,7 @@ def _model_nodes(project: Project, plan: Plan, data: DataNodes, report_dir: str)
         custom_config=_publication(project, plan),
         custom_executor_spec=executor_spec.ExecutorClassSpec(publisher.Executor),
     )
-    return [window, transform, trainer, in_service, evaluator, gate, pusher]
+    return [trainer, in_service, evaluator, gate, pusher]
 
 
 def _publication(project: Project, plan: Plan) -> dict[str, Any]:

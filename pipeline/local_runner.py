@@ -132,19 +132,34 @@ def blessed_spans(store: mlmd.MetadataStore) -> set[SpanVersion]:
 
 def pushed_version(store: mlmd.MetadataStore) -> int | None:
     """The version that the last run of the publisher shipped, or took up again from the cache."""
-    executions = store.get_executions_by_type("tfx.components.pusher.component.Pusher")
-    if not executions:
-        return None
-    newest = max(executions, key=lambda execution: execution.id)
-    outputs = [
-        event.artifact_id
-        for event in store.get_events_by_execution_ids([newest.id])
-        if event.type == metadata_store_pb2.Event.OUTPUT
-    ]
-    for artifact in store.get_artifacts_by_id(outputs):
+    for artifact in _last_outputs(store, "tfx.components.pusher.component.Pusher"):
         if artifact.custom_properties["pushed"].int_value:
             return int(artifact.custom_properties["pushed_version"].string_value)
     return None
+
+
+def tuner_results(store: mlmd.MetadataStore) -> Path:
+    """The folder of the trials of the last run of the tuner, or of the one it was cached from."""
+    [results] = [
+        artifact
+        for artifact in _last_outputs(store, "tfx.components.tuner.component.Tuner")
+        if artifact.type == "TunerResults"
+    ]
+    return Path(results.uri)
+
+
+def _last_outputs(store: mlmd.MetadataStore, node_type: str) -> list[metadata_store_pb2.Artifact]:
+    executions = store.get_executions_by_type(node_type)
+    if not executions:
+        return []
+    newest = max(executions, key=lambda execution: execution.id)
+    return store.get_artifacts_by_id(
+        [
+            event.artifact_id
+            for event in store.get_events_by_execution_ids([newest.id])
+            if event.type == metadata_store_pb2.Event.OUTPUT
+        ]
+    )
 
 
 def clean_after_kill(store: mlmd.MetadataStore, pipeline_root: Path) -> list[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from graftline.components.trainer.backbones.registry import WEIGHTS
 from graftline.pipeline.config import FILE_NAME, Config, load_config
+from graftline.pipeline.tuned import read_tuned
 from graftline.serving.errors import UserError
 
 
@@ -19,10 +21,12 @@ class Project:
     Attributes:
         root: the folder that holds `graftline.yaml`.
         config: the configuration, overrides applied.
+        tuned: what of it was found by tuning, by key.
     """
 
     root: Path
     config: Config
+    tuned: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
     def find(directory: Path | None, overrides: Sequence[str] = ()) -> Project:
@@ -35,7 +39,9 @@ class Project:
         candidates = [start] if directory else [start, *start.parents]
         for candidate in candidates:
             if (candidate / FILE_NAME).is_file():
-                return Project(candidate, load_config(candidate / FILE_NAME, overrides))
+                tuned = read_tuned(candidate)
+                config = load_config(candidate / FILE_NAME, overrides, tuned)
+                return Project(candidate, config, tuned)
         raise UserError(
             f"There is no {FILE_NAME} in {start}{'' if directory else ' or above it'}. Make a "
             "project with `graftline init DIR --images FOLDER`, or name one with --project DIR."
@@ -83,6 +89,11 @@ class Project:
     def checkpoints(self) -> Path:
         """How far a training is that was cut off."""
         return self.artifacts / "checkpoints"
+
+    @functools.cached_property
+    def trials(self) -> Path:
+        """Trials of a search that was cut off."""
+        return self.artifacts / "trials"
 
     @functools.cached_property
     def base_path(self) -> Path:

@@ -26,6 +26,7 @@ LOCK_NAME = ".lock"
 RUNNING = "running"
 PUBLISHED = "published"
 REFUSED = "refused"
+TUNED = "tuned"
 FAILED = "failed"
 INTERRUPTED = "interrupted"
 
@@ -46,7 +47,7 @@ class RunRecord(msgspec.Struct, kw_only=True):
         span: number of the span that it ingested.
         version: version of that span.
         window: all spans that it trained on.
-        state: running, published, refused, failed or interrupted.
+        state: running, published, refused, tuned, failed or interrupted.
         started: UTC, ISO 8601.
         finished: UTC, empty while it runs.
         pid: process that runs it.
@@ -57,6 +58,7 @@ class RunRecord(msgspec.Struct, kw_only=True):
         error: last line of what went wrong.
         digest: of the code and the schema that it ran with last.
         took_up: the earlier run whose refused candidate this one publishes, else empty.
+        tunes: whether it tries values and publishes nothing.
         attempt: counts up when a run is resumed with other code or another schema.
     """
 
@@ -75,6 +77,7 @@ class RunRecord(msgspec.Struct, kw_only=True):
     error: str = ""
     digest: str = ""
     took_up: str = ""
+    tunes: bool = False
     attempt: int = 1
 
     def write(self, runs: Path) -> None:

@@ -66,7 +66,7 @@ def train(arguments: Mapping[str, Any]) -> None:
         UserError: as `run_fn`.
     """
     leave_keras_unconverted()
-    training = _training(arguments)
+    training = make_training(arguments)
     try:
         training.run(arguments["model"])
     except tf.errors.ResourceExhaustedError as error:
@@ -80,7 +80,12 @@ def train(arguments: Mapping[str, Any]) -> None:
         training.features.close()
 
 
-def _training(arguments: Mapping[str, Any]) -> Training:
+def make_training(arguments: Mapping[str, Any]) -> Training:
+    """A training as this process takes part in it.
+
+    Args:
+        arguments: what `run_fn` passes on, plain data.
+    """
     settings = arguments["settings"]
     config = msgspec.convert(settings["trainer"], TrainerConfig)
     # First of all: TensorFlow joins a cluster only before it has done anything else.

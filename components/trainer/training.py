@@ -79,20 +79,41 @@ class Training:
     hardware: Hardware
     start_from: Path | None = None
 
-    def run(self, destination: str) -> None:
-        """Trains, writes the SavedModel to `destination` and the record to `logs`."""
-        config, started = self.config, time.monotonic()
-        tf_keras.utils.set_random_seed(config.seed)
+    def fit(self, state: State) -> bool:
+        """Goes through all phases that are left.
+
+        Args:
+            state: where the training stands, kept up to date.
+
+        Returns:
+            whether it started from a version.
+
+        Raises:
+            UserError: it cannot train on these images.
+            Diverged: the loss is no number.
+        """
+        tf_keras.utils.set_random_seed(self.config.seed)
         self._check()
-        state = self.checkpoints.load()
         with self.hardware.scope():
             backbone, head = self._network()
             version, models = self.start_from, (backbone, head)
             warm = version is not None and start_from(version, models, self.classes)
-            cuts = cut_for_phases(backbone, head, config, self._most_bytes())
-            try:
-                self._run_phases(backbone, head, cuts, state)
-            except Diverged as error:
+            cuts = cut_for_phases(backbone, head, self.config, self._most_bytes())
+            self._run_phases(backbone, head, cuts, state)
+        return warm
+
+    def run(self, destination: str) -> None:
+        """Trains, writes the SavedModel to `destination` and the record to `logs`.
+
+        Raises:
+            UserError: it cannot train on these images, or the loss is no number.
+        """
+        config, started = self.config, time.monotonic()
+        state = self.checkpoints.load()
+        try:
+            warm = self.fit(state)
+        except Diverged as error:
+            with self.hardware.scope():
                 raise self._with_what_is_left(error, state) from error
         if self.hardware.worker != 0:
             return

@@ -25,6 +25,7 @@ _COMMANDS = {
     "drop": "drops",
     "drops": "drops",
     "run": "runs",
+    "tune": "runs",
     "resume": "runs",
     "status": "runs",
     "runs": "comparison",

@@ -1,4 +1,4 @@
-"""Commands around runs: `run`, `resume`, `status`."""
+"""Commands around runs: `run`, `tune`, `resume`, `status`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import click
 import msgspec
 
-from graftline.pipeline import run_record
+from graftline.pipeline import run_record, tuned
 from graftline.pipeline.cli.project_command import project_command
 from graftline.pipeline.config import load_config
 from graftline.pipeline.project import Project
@@ -24,7 +24,7 @@ from graftline.serving.errors import UserError
 @click.option("--reason", default="", help="Why an override is right; recorded.")
 def run(project: Project, as_json: bool, **request: object) -> None:
     """Check, train, gate and publish: from a span to the next version."""
-    from graftline.pipeline import retrain
+    from graftline.pipeline import execution, retrain
 
     overrides = click.get_current_context().meta["overrides"]
     if overrides and request["bless"] and not request["force"]:
@@ -33,7 +33,7 @@ def run(project: Project, as_json: bool, **request: object) -> None:
             "given. Train another one with `graftline run --force`."
         )
     known = {record.run_id for record in run_record.records(project.runs)}
-    record = retrain.run(project, msgspec.convert(request, retrain.Request), quiet=as_json)
+    record = retrain.run(project, msgspec.convert(request, execution.Request), quiet=as_json)
     if record.run_id in known and not as_json:
         number = record.published_version
         states = {v.number: v.state for v in BasePath(project.base_path).versions()}
@@ -46,6 +46,20 @@ def run(project: Project, as_json: bool, **request: object) -> None:
         )
         return
     _end(project, record, as_json)
+
+
+@project_command("tune")
+@click.option("--span", type=click.IntRange(min=1), help="Number of the span. Default: the latest.")
+@click.option("--force", is_flag=True, help="Try again, taking nothing from the cache.")
+def tune(project: Project, as_json: bool, **request: object) -> None:
+    """Try values for the trainer; all later runs train with the best.
+
+    What is tried for which key stands in the section tuner of the configuration.
+    """
+    from graftline.pipeline import execution, retrain
+
+    asked = msgspec.convert({**request, "tune": True}, execution.Request)
+    _end(project, retrain.run(project, asked, quiet=as_json), as_json)
 
 
 @project_command("resume")
@@ -86,6 +100,8 @@ def status(project: Project, as_json: bool) -> None:
 def _next_step(record: RunRecord) -> str:
     if record.state == run_record.PUBLISHED:
         return f"Version {record.published_version} is published. Try it: graftline predict IMAGE"
+    if record.state == run_record.TUNED:
+        return f"Its values are in {tuned.FILE_NAME}. Train with them: graftline run"
     if record.state == run_record.RUNNING:
         return "It is under way; its log grows."
     if record.state == run_record.REFUSED:
@@ -99,6 +115,13 @@ def _next_step(record: RunRecord) -> str:
 def _end(project: Project, record: RunRecord, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(record), indent=2))
+    elif record.state == run_record.TUNED:
+        path = project.root / tuned.FILE_NAME
+        click.echo(
+            f"All runs from now on have {tuned.told(tuned.read_tuned(project.root))} ({path}; "
+            f"{record.seconds:.0f} s in nodes). Next: graftline run, with --force where the span "
+            "is trained already"
+        )
     else:
         # As it was configured when the run began.
         begun = Project(project.root, load_config(project.runs / record.run_id / "config.yaml"))

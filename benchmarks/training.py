@@ -1,0 +1,217 @@
+"""The trainer beside what the machine could do: rates, memory, several workers.
+
+    python benchmarks/training.py IMAGES WEIGHTS [--parts rates memory workers] [--seeds 1 2 3]
+                                  [--sizes 1000 4000 16000]
+
+IMAGES   folder with one sub-folder per class
+WEIGHTS  MobileNetV2 0.35 no-top weights (h5)
+
+rates    images per second of the input pipeline, beside plain JPEG decoding of the same images in
+         as many threads as tf.data likes; of the frozen phase's features, from TFRecords to disk,
+         beside the bare backbone on a batch that lies in memory. By turns, the median of several.
+memory   peak of `graftline run` on so many images, copies of IMAGES with other bytes.
+workers  accuracy and seconds of the Trainer with one worker and with two, for every seed.
+
+The whole pipeline beside the script that a user would have written is `benchmarks/main_job.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import drop
+from accuracy import graftline, last_run
+from main_job import measured
+
+_ROUNDS = 5
+_BATCH = 32
+
+
+def begin(folder: Path, images: Path, weights: Path) -> tuple[Path, list[str]]:
+    """A project with the images taken in, and the overrides of the network that is measured."""
+    project = folder / "project"
+    command = [sys.executable, "-m", "graftline.pipeline.cli.main", "init", str(project)]
+    subprocess.run([*command, "--images", str(images)], check=True, stdout=subprocess.PIPE)
+    graftline(project, "drop", str(images))
+    return project, [
+        "trainer.backbone=mobilenet_v2",
+        "trainer.alpha=0.35",
+        f"trainer.weights={weights}",
+        "image.size=224",
+        "model_gate.tolerance=1",
+    ]
+
+
+def rates(folder: Path, images: Path, weights: Path) -> None:
+    """Prints images per second of reading and of the frozen phase, beside their bare parts."""
+    project, overrides = begin(folder, images, weights)
+    quick = ["trainer.phases=[{name: frozen, epochs: 1, rate: 1e-3}]", "trainer.feature_store_gb=0"]
+    graftline(project, "run", *overrides, *quick)
+    code = "import training; training.print_rates(*__import__('sys').argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(project), str(images), str(weights)],
+        cwd=Path(__file__).parent,
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    print(done.stdout, end="", flush=True)
+
+
+def print_rates(project: str, images: str, weights: str) -> None:
+    """The same, in a process of its own that has TensorFlow.
+
+    Args:
+        project: a project whose last run has trained.
+        images: the images that it was trained on.
+        weights: of the network.
+    """
+    import numpy as np
+    import tensorflow as tf
+    import tensorflow_transform as tft
+    import tf_keras
+
+    from graftline.components.trainer.backbones import build, registry
+    from graftline.components.trainer.config import AugmentationConfig, TrainerConfig
+    from graftline.components.trainer.devices import Hardware
+    from graftline.components.trainer.features import FeatureComputer, FeatureFolder, infer
+    from graftline.components.trainer.inputs import Images
+    from graftline.components.trainer.network import pooled
+
+    artifacts = Path(project) / "tfx"
+    [graph] = artifacts.glob("Transform/transform_graph/*")
+    pattern = str(artifacts / "ImportExampleGen" / "examples" / "*" / "Split-train" / "*")
+    train = Images.find([pattern], tft.TFTransformOutput(str(graph)))
+    config = TrainerConfig(backbone="mobilenet_v2", alpha=0.35, weights=weights)
+    hardware = Hardware.find(config)
+    with hardware.scope():
+        whole = build.load("mobilenet_v2", weights, 0.35, 224, Path(), print)
+        backbone = pooled(build.without_top(whole, "mobilenet_v2", 0), "mean")
+    files = [str(path) for path in Path(images).rglob("*") if path.is_file()][: len(train)]
+    batch = np.random.default_rng(0).uniform(-1, 1, (_BATCH, 224, 224, 3)).astype(np.float32)
+    label = np.zeros(_BATCH, np.int64)
+
+    def read() -> int:
+        return sum(len(labels) for _, labels in train.batches(_BATCH))
+
+    def decode() -> int:
+        def one(path: tf.Tensor) -> tf.Tensor:
+            return tf.shape(tf.io.decode_image(tf.io.read_file(path)))[0]
+
+        decoded = tf.data.Dataset.from_tensor_slices(files).map(one, tf.data.AUTOTUNE)
+        return sum(1 for _ in decoded)
+
+    def compute() -> int:
+        store = FeatureFolder(root=None, scratch=None, most_bytes=0, code="")
+        computer = FeatureComputer(
+            store,
+            hardware,
+            _BATCH,
+            AugmentationConfig(),
+            registry.find("mobilenet_v2").scaling,
+        )
+        _, computed = computer.compute(
+            backbone.input, {"features": backbone.output}, {}, train, varied=False
+        )
+        store.close()
+        return computed
+
+    def bare() -> int:
+        batches = tf.data.Dataset.from_tensors((batch, label)).repeat(len(train) // _BATCH)
+        network = tf_keras.Model(backbone.input, {"features": backbone.output})
+        return sum(len(one["features"]) for one in infer(network, batches, hardware))
+
+    for ours, other, said in (
+        (read, decode, "input pipeline beside plain decoding"),
+        (compute, bare, "frozen phase beside the bare backbone"),
+    ):
+        first, second = _by_turns(ours, other)
+        print(f"{said:<40}{first:8.0f} {second:8.0f} images/s{first / second:8.2f}", flush=True)
+
+
+def _by_turns(*contenders: Callable[[], int]) -> list[float]:
+    """Median of the images per second of each."""
+    found: list[list[float]] = [[] for _ in contenders]
+    for number in range(_ROUNDS + 1):
+        for contender, of_contender in zip(contenders, found, strict=True):
+            started = time.monotonic()
+            count = contender()
+            if number:  # the first round warms up
+                of_contender.append(count / (time.monotonic() - started))
+    return [statistics.median(of_contender) for of_contender in found]
+
+
+def memory(folder: Path, images: Path, weights: Path, sizes: list[int]) -> None:
+    """Prints the peak of a run for so many images."""
+    originals = sorted(path for path in images.rglob("*") if path.is_file())
+    for size in sizes:
+        inside = folder / str(size)
+        drop.make(originals, size, inside / "images")
+        project, overrides = begin(inside, inside / "images", weights)
+        command = [sys.executable, "-m", "graftline.pipeline.cli.main", "run", "--project"]
+        seconds, peak, _ = measured(
+            [
+                *(*command, str(project), *overrides),
+                "trainer.phases.frozen.epochs=3",
+                "trainer.phases.fine_tune.epochs=1",
+                # Copies of the same images under labels by turns teach nothing.
+                "model_gate.min_accuracy=0.0",
+                "model_gate.min_class_recall=0.0",
+            ],
+            folder / "log.txt",
+        )
+        print(f"{size:>8} images  {seconds:8.0f} s  {peak:8.0f} MB at the peak", flush=True)
+
+
+def workers(folder: Path, images: Path, weights: Path, seeds: list[int]) -> None:
+    """Prints accuracy and seconds of training with one worker and with two."""
+    project, overrides = begin(folder, images, weights)
+    for count in (1, 2):
+        found = []
+        for seed in seeds:
+            chosen = [f"trainer.workers={count}", f"trainer.seed={seed}"]
+            graftline(project, "run", "--force", *overrides, *chosen)
+            record, accuracy = last_run(project)
+            seconds = next(node.seconds for node in record.nodes if node.id == "Trainer")
+            found.append(accuracy)
+            print(
+                f"{count} workers  seed {seed}  accuracy {accuracy:.4f}  Trainer {seconds:.0f} s",
+                flush=True,
+            )
+        print(f"{count} workers  mean accuracy {statistics.mean(found):.4f}", flush=True)
+
+
+def main() -> None:
+    """Measures the parts that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("images", type=Path)
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("--parts", nargs="+", default=["rates", "memory", "workers"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 4000, 16000])
+    options = parser.parse_args()
+    images, weights = options.images.resolve(), options.weights.resolve()
+    print(json.dumps({"images": str(images), "parts": options.parts}), flush=True)
+    for part in options.parts:
+        with tempfile.TemporaryDirectory(prefix="graftline-training-") as name:
+            if part == "rates":
+                rates(Path(name), images, weights)
+            elif part == "memory":
+                memory(Path(name), images, weights, options.sizes)
+            elif part == "workers":
+                workers(Path(name), images, weights, options.seeds)
+            else:
+                parser.error(f"there is no part {part!r}")
+
+
+if __name__ == "__main__":
+    main()

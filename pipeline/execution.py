@@ -1,0 +1,229 @@
+"""The stages of one run: plan, ingest what its window lacks, run the nodes, conclude.
+
+It imports TFX only once there is something to run, so that a mistake or a span already trained is
+told at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from graftline.components.verdict import Verdict
+from graftline.pipeline import planning, run_record, tuned
+from graftline.pipeline.console import Console
+from graftline.pipeline.plan import FILE_NAME as PLAN_NAME
+from graftline.pipeline.plan import Plan, SpanVersion
+from graftline.pipeline.project import Project
+from graftline.pipeline.run_record import NodeRecord, RunRecord
+from graftline.serving.errors import Refused, UserError
+
+if TYPE_CHECKING:
+    from graftline.pipeline.create_pipeline import Extent
+
+_TRIALS = "trials.json"
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What the user asked of a run.
+
+    Attributes:
+        span: number of the span, None for the latest.
+        force: train again although the span was trained, and take nothing from the cache.
+        accept_anomalies: let the data gate's refusal pass.
+        bless: let the model gate's refusal pass.
+        reason: why; wanted by both overrides.
+        tune: try values for the trainer, and publish nothing.
+    """
+
+    span: int | None = None
+    force: bool = False
+    accept_anomalies: bool = False
+    bless: bool = False
+    reason: str = ""
+    tune: bool = False
+
+
+class Execution:
+    """The stages of one run, sharing its record, console and metadata store."""
+
+    def __init__(self, project: Project, request: Request, record: RunRecord, console: Console):
+        self._project = project
+        self._request = request
+        self._record = record
+        self._console = console
+        self._folder = project.runs / record.run_id
+
+    def all(self) -> None:
+        """Plans, ingests the missing spans of the window, then runs the whole pipeline."""
+        self._console.progress("loading TensorFlow and TFX")
+        from graftline.pipeline.local_runner import clean_after_kill, open_store
+
+        with open_store(self._project.metadata) as self._store:
+            for node in clean_after_kill(self._store, self._project.artifacts):
+                self._console.line(
+                    f"  cleaned up after {node.rsplit('.', 1)[-1]}, which was cut off"
+                )
+            plan = self._decide()
+            self._record.window = plan.window
+            self._console.line(self._describe(plan))
+            self._run(plan, "tuning" if self._request.tune else "publication")
+            if self._request.tune:
+                self._keep_values()
+            else:
+                self._conclude()
+
+    def _decide(self) -> Plan:
+        """The plan of the run, made once; spans of its window that no run has seen come first."""
+        if (self._folder / PLAN_NAME).exists():
+            plan = Plan.read(self._folder)
+            if plan.baseline and not Path(plan.baseline_uri or "?").is_dir():
+                renew_baseline(self._project, self._folder)
+            return Plan.read(self._folder)
+        from graftline.pipeline.local_runner import blessed_spans
+
+        for missing in planning.never_ingested(
+            self._project, self._record.target, blessed_spans(self._store), self._refused_spans()
+        ):
+            self._console.line(f"  {missing} is in the window and was never ingested:")
+            self._ingest(self._plan(missing))
+        plan = self._plan(self._record.target)
+        plan.write(self._folder)
+        return plan
+
+    def _plan(self, target: SpanVersion) -> Plan:
+        from graftline.pipeline.local_runner import blessed_spans
+
+        request, reason = self._request, self._request.reason
+        accepted = request.accept_anomalies and target == self._record.target
+        return msgspec.structs.replace(
+            planning.make_plan(
+                self._project, self._record.run_id, target, blessed_spans(self._store)
+            ),
+            accept_anomalies=reason if accepted else "",
+            bless=reason if request.bless else "",
+            force=self._record.key if request.force else "",
+        )
+
+    def _describe(self, plan: Plan) -> str:
+        spans = ", ".join(str(entry) for entry in plan.window)
+        against = f"version {plan.baseline}" if plan.baseline else "nothing yet in service"
+        refused = self._refused_spans()
+        out = [
+            f"{span} ({'refused' if span in refused else 'came later'})"
+            for span in planning.left_out(self._project, plan)
+        ]
+        without = f", without {', '.join(out)}" if out else ""
+        if self._request.tune:
+            return f"  tries {self._project.config.tuner.trials} trainings on {spans}{without}"
+        return f"  trains on {spans}{without}; compared with {against}"
+
+    def _refused_spans(self) -> set[SpanVersion]:
+        """What the data gate has refused so far."""
+        return {
+            span
+            for record in run_record.records(self._project.runs)
+            for span in record.refused_spans
+        }
+
+    def _ingest(self, plan: Plan) -> None:
+        """Takes an earlier span in; when it is refused, the run goes on without it."""
+        try:
+            self._run(plan, "data")
+        except Refused as refusal:
+            self._console.line(f"{refusal}\n  The run goes on without it.")
+
+    def _run(self, plan: Plan, extent: Extent) -> None:
+        from graftline.pipeline.create_pipeline import compile_pipeline, report_folder
+        from graftline.pipeline.local_runner import NotInCache, run_pipeline
+
+        ir = compile_pipeline(self._project, plan, extent)
+        # A resumed run goes by the same name: a node that failed takes its execution up again.
+        run_id = self._record.key + (f"-span-{plan.target.span}" if extent == "data" else "")
+        # A candidate that was judged is published as it is; another one is not let through for it.
+        cache_only = ("Trainer",) if self._record.took_up else ()
+        try:
+            run_pipeline(ir, run_id, self._store, self._listen, cache_only)
+        except NotInCache as error:
+            raise candidate_gone(self._record.took_up) from error
+        except Refused:
+            self._record.refused_spans = (*self._record.refused_spans, plan.target)
+            if extent != "data":
+                self._record.refused_by = "data"
+            verdict = Verdict.read(report_folder(self._project, plan, extent) / "data_gate.json")
+            raise Refused(
+                f"{plan.target} is refused: nothing was trained on it.\n{verdict.in_words()}\n"
+                f"{self._what_to_do(plan.target, verdict)}",
+                msgspec.to_builtins(verdict),
+            ) from None
+
+    def _what_to_do(self, target: SpanVersion, verdict: Verdict) -> str:
+        again = (
+            f"Mend the data and drop it again (graftline drop SOURCE --span {target.span} "
+            f"--version {target.version + 1})"
+        )
+        if verdict.final:
+            return (
+                f"{again}; nothing can be trained on it as it is. A class that is to be learnt "
+                f"from now on belongs into the schema, {self._project.schema}."
+            )
+        return (
+            f"{again}, or let it through with `graftline run --span {target.span} "
+            "--accept-anomalies --reason TEXT`."
+        )
+
+    def _listen(self, node: str, state: str, seconds: float) -> None:
+        if state == "running":
+            self._record.nodes.append(NodeRecord(id=node, state=state))
+            self._console.progress(f"{node} …")
+        else:
+            self._record.nodes[-1] = NodeRecord(id=node, state=state, seconds=round(seconds, 2))
+            marks = {"done": "", "cached": "  (from the cache)", "failed": "  FAILED"}
+            self._console.line(f"  {node:<20}{seconds:8.1f} s{marks[state]}")
+        self._record.write(self._project.runs)
+
+    def _keep_values(self) -> None:
+        """Writes the best trial's values into the project, for all runs from now on."""
+        from graftline.pipeline.local_runner import tuner_results
+
+        trials = tuned.read_trials(tuner_results(self._store), self._project.config.tuner.space)
+        (self._folder / _TRIALS).write_bytes(msgspec.json.encode(trials))
+        self._console.table(tuned.table(trials))
+        tuned.write_tuned(self._project.root, trials, self._record.run_id)
+        self._record.state = run_record.TUNED
+
+    def _conclude(self) -> None:
+        from graftline.pipeline.local_runner import pushed_version
+
+        verdict = Verdict.read(self._folder / "model_gate.json")
+        self._console.table(verdict.table())
+        if not verdict.passed:
+            self._record.refused_by = "model"
+            raise Refused(
+                f"The candidate of {self._record.run_id} is refused: nothing was published.\n"
+                f"{verdict.in_words()}\nIts report stays in {self._folder}. To publish it all the "
+                "same: `graftline run --bless --reason TEXT`.",
+                msgspec.to_builtins(verdict),
+            )
+        self._record.published_version = pushed_version(self._store)
+        self._record.state = run_record.PUBLISHED
+
+
+def candidate_gone(refused: str) -> UserError:
+    """The error where the candidate that a run was refused for cannot be published any more."""
+    return UserError(
+        f"The candidate that was refused in {refused} cannot be had any more: code, schema, "
+        "weights or the folder of artifacts are others by now, and it would not be made again as "
+        "it was. Train a new one with `graftline run --force`."
+    )
+
+
+def renew_baseline(project: Project, folder: Path) -> None:
+    """Lets a run that begins anew compare with what is in service now."""
+    if not (folder / PLAN_NAME).exists():
+        return
+    baseline, uri = planning.hold_in_service(project)
+    plan = Plan.read(folder)
+    msgspec.structs.replace(plan, baseline=baseline, baseline_uri=uri).write(folder)

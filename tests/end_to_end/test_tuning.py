@@ -1,0 +1,101 @@
+"""`graftline tune`: trials, the values that did best, and the runs that train with them."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from commands import Command, answer, graftline, last_run
+from graftline.pipeline import run_record
+
+pytestmark = pytest.mark.end_to_end
+
+SPACE = "tuner.space={head.dropout: {min: 0.0, max: 0.6}, head.hidden: [[], [16]]}"
+
+
+def trials(project: Path, run_id: str) -> list[dict]:
+    return json.loads((project / "runs" / run_id / "trials.json").read_text())
+
+
+def test_the_best_values_are_kept_and_the_next_run_trains_with_them(project):
+    said = graftline(project, "tune", SPACE, "tuner.trials=4")
+    record = last_run(project)
+    assert record is not None
+    assert record.state == run_record.TUNED
+    tried = trials(project, record.run_id)
+    assert len(tried) == 4
+    assert tried[0]["error"] == min(trial["error"] for trial in tried)
+    configured = next(trial for trial in tried if trial["number"] == 1)
+    assert configured["values"] == {"head.dropout": 0.2, "head.hidden": []}
+    best = {f"trainer.{key}": value for key, value in tried[0]["values"].items()}
+    assert yaml.safe_load((project / "tuned.yaml").read_text()) == best
+    assert "as configured" in said
+    assert "graftline run" in said
+    assert "tuned" in graftline(project, "status")
+
+    said = graftline(project, "run")
+    assert "as tuned before (tuned.yaml)" in said
+    run = yaml.safe_load((project / "runs" / "run-0002" / "config.yaml").read_text())
+    assert run["trainer"]["head"]["dropout"] == best["trainer.head.dropout"]
+    [version] = answer(project, "versions")
+    manifest = json.loads(
+        (project / "serving" / "blobs" / str(version["number"]) / "manifest.json").read_text()
+    )
+    assert manifest["config"]["trainer"]["head"]["hidden"] == best["trainer.head.hidden"]
+
+
+def test_nothing_is_tried_again_unless_it_is_forced(project):
+    graftline(project, "tune", SPACE, "tuner.trials=2")
+    said = graftline(project, "tune", SPACE, "tuner.trials=2")
+    assert "Tuner" in said
+    assert "(from the cache)" in said
+    assert trials(project, "run-0001") == trials(project, "run-0002")
+    said = graftline(project, "tune", "--force", SPACE, "tuner.trials=2")
+    assert "(from the cache)" not in said
+
+
+def test_a_search_that_was_killed_goes_on_with_the_trials_it_has(project):
+    command = Command(project, "tune", SPACE, "tuner.trials=6")
+    while len(done(project)) < 2:
+        assert command.process.is_alive(), command.output
+        time.sleep(0.05)
+    command.process.kill()
+    assert command.wait() == -signal.SIGKILL
+    before = done(project)
+    graftline(project, "resume")
+    assert len(trials(project, "run-0001")) == 6
+    log = (project / "runs" / "run-0001" / "run.log").read_text()
+    for number in range(1, len(before) + 1):
+        assert log.count(f"trial {number}/6  error") == 1
+    assert not done(project)
+
+
+def done(project: Path) -> list[Path]:
+    """The trials whose end is recorded."""
+    found = []
+    for path in project.glob("tfx/trials/*/trial_*/trial.json"):
+        text = path.read_text()
+        if text and json.loads(text)["status"] == "COMPLETED":
+            found.append(path)
+    return found
+
+
+def test_values_with_which_training_diverges_are_the_worst(project):
+    # The rate of a bad guess makes the loss infinite at once.
+    graftline(project, "tune", "tuner.space={phases.frozen.rate: [1e-3, 1e37]}", "tuner.trials=2")
+    tried = trials(project, "run-0001")
+    assert [trial["values"]["phases.frozen.rate"] for trial in tried] == [1e-3, 1e37]
+    assert tried[1]["error"] == 2.0
+
+
+def test_without_an_eval_image_there_is_nothing_to_judge_by(project):
+    images = project.parent / "images" / "first"
+    config = (project / "graftline.yaml").read_text()
+    (project / "graftline.yaml").write_text(config.replace("eval_share: 0.15", "eval_share: 0.0"))
+    graftline(project, "drop", str(images), "--span", "1", "--version", "2")
+    said = graftline(project, "tune", SPACE, "tuner.trials=2", expect=2)
+    assert "no image in the eval split" in said
+    assert not (project / "tuned.yaml").exists()
