@@ -8,7 +8,8 @@ WEIGHTS  MobileNetV2 0.35 no-top weights (h5)
 
 rates    images per second of the input pipeline, beside plain JPEG decoding of the same images in
          as many threads as tf.data likes; of the frozen phase's features, from TFRecords to disk,
-         beside the bare backbone on a batch that lies in memory. By turns, the median of several.
+         beside the bare backbone on a batch that lies in memory, and beside Beam, which could
+         compute them as well. By turns, the median of several.
 memory   peak of `graftline run` on so many images, copies of IMAGES with other bytes.
 workers  accuracy and seconds of the Trainer with one worker and with two, for every seed.
 
@@ -26,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import drop
 from accuracy import graftline, last_run
@@ -33,6 +35,8 @@ from main_job import measured
 
 _ROUNDS = 5
 _BATCH = 32
+# What a Beam function finds in its process: it cannot carry a network.
+_held: dict[str, Any] = {}
 
 
 def begin(folder: Path, images: Path, weights: Path) -> tuple[Path, list[str]]:
@@ -75,17 +79,20 @@ def print_rates(project: str, images: str, weights: str) -> None:
         images: the images that it was trained on.
         weights: of the network.
     """
+    import apache_beam as beam
     import numpy as np
     import tensorflow as tf
     import tensorflow_transform as tft
     import tf_keras
+    from apache_beam.options.pipeline_options import PipelineOptions
 
     from graftline.components.trainer.backbones import build, registry
     from graftline.components.trainer.config import AugmentationConfig, TrainerConfig
     from graftline.components.trainer.devices import Hardware
     from graftline.components.trainer.features import FeatureComputer, FeatureFolder, infer
-    from graftline.components.trainer.inputs import Images
+    from graftline.components.trainer.inputs import FEATURES, IMAGE, LABEL, Images
     from graftline.components.trainer.network import pooled
+    from graftline.pipeline.config import BeamConfig
 
     artifacts = Path(project) / "tfx"
     [graph] = artifacts.glob("Transform/transform_graph/*")
@@ -130,12 +137,40 @@ def print_rates(project: str, images: str, weights: str) -> None:
         network = tf_keras.Model(backbone.input, {"features": backbone.output})
         return sum(len(one["features"]) for one in infer(network, batches, hardware))
 
+    layer = train.transform.transform_features_layer()
+
+    @tf.function
+    def features_of(examples: tf.Tensor) -> tf.Tensor:
+        parsed = tf.io.parse_example(examples, FEATURES)
+        images = layer({name: parsed[name] for name in (IMAGE, LABEL)})[IMAGE]
+        return backbone(images, training=False)
+
+    _held["features_of"] = features_of
+
+    def in_beam() -> int:
+        _held["count"] = 0
+        options = PipelineOptions(list(BeamConfig().options))
+        with beam.Pipeline(options=options) as pipeline:
+            _ = (
+                pipeline
+                | beam.io.ReadFromTFRecord(pattern, validate=False)
+                | beam.BatchElements(_BATCH, _BATCH)
+                | beam.Map(_in_beam)
+            )
+        return _held["count"]
+
     for ours, other, said in (
         (read, decode, "input pipeline beside plain decoding"),
         (compute, bare, "frozen phase beside the bare backbone"),
+        (compute, in_beam, "frozen phase beside the same in Beam"),
     ):
         first, second = _by_turns(ours, other)
         print(f"{said:<40}{first:8.0f} {second:8.0f} images/s{first / second:8.2f}", flush=True)
+
+
+def _in_beam(batch: list[bytes]) -> None:
+    """What a Beam stage would do, in the process of the in-memory runner."""
+    _held["count"] += len(_held["features_of"](batch).numpy())
 
 
 def _by_turns(*contenders: Callable[[], int]) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import click
 import msgspec
@@ -19,10 +20,11 @@ from graftline.serving.errors import UserError
 @project_command("run")
 @click.option("--span", type=click.IntRange(min=1), help="Number of the span. Default: the latest.")
 @click.option("--force", is_flag=True, help="Train again, taking nothing from the cache.")
+@click.option("--like", metavar="RUN", help="Train again as that run did: span and configuration.")
 @click.option("--accept-anomalies", is_flag=True, help="Let the span pass the data gate.")
 @click.option("--bless", is_flag=True, help="Let the candidate pass the model gate.")
 @click.option("--reason", default="", help="Why an override is right; recorded.")
-def run(project: Project, as_json: bool, **request: object) -> None:
+def run(project: Project, as_json: bool, like: str | None, **request: object) -> None:
     """Check, train, gate and publish: from a span to the next version."""
     from graftline.pipeline import execution, retrain
 
@@ -32,6 +34,11 @@ def run(project: Project, as_json: bool, **request: object) -> None:
             f"A refused candidate is published as it was made, so {' '.join(overrides)} cannot be "
             "given. Train another one with `graftline run --force`."
         )
+    if like:
+        if request["span"]:
+            raise UserError(f"--like {like} names a span already: leave --span out.")
+        project, span = _as_it_was(project, like, overrides)
+        request |= {"span": span, "force": True}
     known = {record.run_id for record in run_record.records(project.runs)}
     record = retrain.run(project, msgspec.convert(request, execution.Request), quiet=as_json)
     if record.run_id in known and not as_json:
@@ -110,6 +117,21 @@ def _next_step(record: RunRecord) -> str:
             "the log."
         )
     return "Go on from where it stopped: graftline resume"
+
+
+def _as_it_was(project: Project, name: str, overrides: Sequence[str]) -> tuple[Project, int]:
+    """The project as an earlier run was configured, overrides on top, and the run's span.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    records = {record.run_id: record for record in run_record.records(project.runs)}
+    if name not in records:
+        raise UserError(
+            f"There is no run called {name!r}. There are: {', '.join(records) or 'none yet'}."
+        )
+    config = load_config(project.runs / name / "config.yaml", overrides)
+    return Project(project.root, config), records[name].span
 
 
 def _end(project: Project, record: RunRecord, as_json: bool) -> None:

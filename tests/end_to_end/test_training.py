@@ -430,8 +430,21 @@ LONG = [
 ]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(train, tmp_path_factory) -> list[float]:
+    """The errors of five trainings with other seeds that nothing cut off."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    trained = [
+        train(folder / str(seed), None, folder / "features", phases=LONG, seed=seed)
+        for seed in range(5)
+    ]
+    return [record.exported.eval_brier for record in trained]
+
+
 @pytest.mark.parametrize("line", ["frozen 3/4", "fine_tune 1/3", "fine_tune 2/3"])
-def test_a_training_that_was_cut_off_goes_on_after_its_last_whole_epoch(train, tmp_path, line):
+def test_a_training_that_was_cut_off_goes_on_after_its_last_whole_epoch(
+    train, undisturbed, tmp_path, line
+):
     # The line of an epoch is shown before its weights are kept.
     cut_off_at(line, train, tmp_path / "1", phases=LONG)
     lines: list[str] = []
@@ -443,9 +456,10 @@ def test_a_training_that_was_cut_off_goes_on_after_its_last_whole_epoch(train, t
     shown = [text for text in lines if text.startswith(name) and "accuracy" in text]
     assert shown[0].startswith(f"{name} {number}/")
     assert [len(phase.epochs) for phase in record.phases] == [4, 3]
-    undisturbed = train(tmp_path / "3", None, tmp_path / "features", phases=LONG)
-    for phase, other in zip(record.phases, undisturbed.phases, strict=True):
-        assert phase.epochs[-1].loss == pytest.approx(other.epochs[-1].loss, rel=0.3, abs=0.05)
+    # Dropout is drawn anew: the result is one among those of several seeds, give or take.
+    low, high = min(undisturbed), max(undisturbed)
+    spread = high - low
+    assert low - spread <= record.exported.eval_brier <= high + spread
 
 
 def test_a_training_that_came_to_its_end_or_has_other_settings_begins_anew(train, tmp_path):
