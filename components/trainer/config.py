@@ -202,7 +202,7 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Meta(
             description="bundled (comes with a package: the EfficientNet-Lites), imagenet "
             "(downloaded once, into paths.weights), hub (of a TensorFlow Hub address), none "
-            "(starts at random), or a path to an .h5 file."
+            "(starts at random), or a path to an .h5 file that Keras has written."
         ),
     ] = "bundled"
     alpha: Annotated[

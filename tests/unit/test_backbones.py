@@ -378,6 +378,25 @@ def test_a_file_put_into_the_cache_by_hand_is_used_and_a_torn_one_is_named(share
         imagenet(tmp_path)
 
 
+def test_the_file_of_a_whole_model_gives_the_weights_below_its_top(shared_data, tmp_path):
+    path = shared_data / "weights" / "mobilenet_v1_0.25_224.h5"
+    backbone = build.load("mobilenet", str(path), 0.25, 224, tmp_path)
+    whole = tf_keras.applications.MobileNet(alpha=0.25, weights=None)
+    whole.load_weights(str(path))
+    image = np.random.default_rng(0).uniform(-1, 1, (1, 224, 224, 3)).astype(np.float32)
+    below = tf_keras.Model(whole.input, whole.get_layer("conv_pw_13_relu").output)
+    np.testing.assert_allclose(backbone(image), below(image), atol=1e-5)
+
+
+def test_the_file_of_another_network_does_not_become_fit_by_leaving_layers_out(
+    shared_data, tmp_path
+):
+    path = shared_data / "weights" / "mobilenet_v1_0.25_224.h5"
+    for name, alpha in (("mobilenet", 0.5), ("mobilenet_v2", 0.35)):
+        with pytest.raises(UserError, match="does not fit"):
+            build.load(name, str(path), alpha, 224, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "alpha"), [("mobilenet", 0.25), ("mobilenet_v3_large", 0.75), ("nasnet_mobile", 1.0)]
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import tf_keras
 
 from graftline.components.trainer.backbones import efficientnet_lite
 from graftline.components.trainer.backbones.registry import WEIGHTS, Backbone, find
-from graftline.components.trainer.backbones.weights import find_or_fetch
+from graftline.components.trainer.backbones.weights import find_or_fetch, without_other_layers
 from graftline.serving.errors import UserError
 
 
@@ -88,12 +89,13 @@ def _with_weights_of(backbone: Backbone, path: Path, alpha: float, size: int) ->
     if not path.is_file():
         raise UserError(f"There is no weight file {path} (trainer.weights).")
     application = backbone.application
-    with _explained(backbone, [path]):
+    with _explained(backbone, [path]), tempfile.TemporaryDirectory() as scratch:
+        model = backbone.make(size, alpha)
+        file = without_other_layers(path, [layer.name for layer in model.layers], Path(scratch))
         # Some networks are put together otherwise where their weights are Keras's.
         if application and alpha in backbone.alphas:
-            return application.make(size, alpha, lambda *_: str(path))
-        model = backbone.make(size, alpha)
-        model.load_weights(str(path))
+            return application.make(size, alpha, lambda *_: str(file))
+        model.load_weights(str(file))
         return model
 
 
@@ -111,7 +113,7 @@ def _explained(backbone: Backbone, found: Sequence[Path]) -> Iterator[None]:
             raise UserError(f"{backbone.name} cannot be made: {error}") from error
         raise UserError(
             f"The weight file {found[0]} does not fit {backbone.name}: {error} It must hold the "
-            "weights of the same network, of the same alpha, without its top."
+            "weights of the same network, of the same alpha."
         ) from error
 
 

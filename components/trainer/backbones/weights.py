@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
+
+import h5py
 
 from graftline.serving.errors import UserError
 
 _BLOCK = 1 << 20
+_ABOUT_KERAS = ("backend", "keras_version")
 
 
 def find_or_fetch(
@@ -59,6 +63,43 @@ def find_or_fetch(
             "another folder in paths.weights."
         ) from error
     return path
+
+
+def without_other_layers(path: Path, layers: Collection[str], scratch: Path) -> Path:
+    """A weight file without layers that a network does not have, such as its top.
+
+    Args:
+        path: an .h5 file of weights, or of a whole model, as Keras writes them.
+        layers: names of the layers that the network has.
+        scratch: folder for the copy.
+
+    Returns:
+        the copy, or the file itself where it holds no other layers.
+
+    Raises:
+        OSError: it is no HDF5 file.
+    """
+    with h5py.File(path) as whole:
+        stored = whole.get("model_weights", whole)
+        names = _layer_names(stored)
+        if not any(len(stored[name]) for name in names if name not in layers):
+            return path
+        own = [name for name in names if name in layers]
+        copy = scratch / path.name
+        with h5py.File(copy, "w") as target:
+            target.attrs.update({k: v for k, v in stored.attrs.items() if k in _ABOUT_KERAS})
+            target.attrs["layer_names"] = [name.encode() for name in own]
+            for name in own:
+                stored.copy(name, target)
+    return copy
+
+
+def _layer_names(stored: h5py.Group) -> list[str]:
+    """Names in the order of the file; long lists stand in several attributes."""
+    parts = [key for key in stored.attrs if re.fullmatch(r"layer_names\d*", key)]
+    parts.sort(key=lambda key: int(key.removeprefix("layer_names") or 0))
+    names = [name for key in parts for name in stored.attrs[key]]
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
 
 
 def _download(
