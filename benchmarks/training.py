@@ -9,7 +9,8 @@ WEIGHTS  MobileNetV2 0.35 no-top weights (h5)
 rates    images per second of the input pipeline, beside plain JPEG decoding of the same images in
          as many threads as tf.data likes; of the frozen phase's features, from TFRecords to disk,
          beside the bare backbone on a batch that lies in memory, and beside Beam, which could
-         compute them as well. By turns, the median of several.
+         compute them as well. By turns, the median of several. Of activations that are made, beside
+         activations that are read from the disk.
 memory   peak of `graftline run` on so many images, copies of IMAGES with other bytes.
 workers  accuracy and seconds of the Trainer with one worker and with two, for every seed.
 
@@ -27,11 +28,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import drop
 from accuracy import graftline, last_run
 from main_job import measured
+
+if TYPE_CHECKING:
+    from graftline.components.trainer.devices import Hardware
+    from graftline.components.trainer.inputs import Images
 
 _ROUNDS = 5
 _BATCH = 32
@@ -159,6 +164,7 @@ def print_rates(project: str, images: str, weights: str) -> None:
             )
         return _held["count"]
 
+    print_boundaries(train, hardware)
     for ours, other, said in (
         (read, decode, "input pipeline beside plain decoding"),
         (compute, bare, "frozen phase beside the bare backbone"),
@@ -166,6 +172,26 @@ def print_rates(project: str, images: str, weights: str) -> None:
     ):
         first, second = _by_turns(ours, other)
         print(f"{said:<40}{first:8.0f} {second:8.0f} images/s{first / second:8.2f}", flush=True)
+
+
+def print_boundaries(train: Images, hardware: Hardware) -> None:
+    """Prints how fast the lower half of some networks makes activations, and how fast a disk reads.
+
+    Args:
+        train: images of 224 pixels.
+        hardware: where the networks run.
+    """
+    from graftline.components.trainer import boundary
+    from graftline.components.trainer.backbones import build
+
+    for name in ("mobilenet_v2", "efficientnet_lite0", "resnet50"):
+        with hardware.scope():
+            backbone = build.load(name, "none", 1.0, 224, Path(), print)
+            blocks = build.upper_blocks(backbone, name, 0.5, 0)
+            lower, _ = build.split(backbone, name, blocks)
+        made, read = boundary.rates(lower, train, _BATCH, hardware, None)
+        said = f"below half of {name}: made, read"
+        print(f"{said:<40}{made:8.0f} {read:8.0f} images/s{made / read:8.2f}", flush=True)
 
 
 def _in_beam(batch: list[bytes]) -> None:

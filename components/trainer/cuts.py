@@ -1,13 +1,14 @@
 """Where each phase cuts the backbone: what trains, and what below it is computed only once.
 
 What lies below the blocks that train gives the same activations for an image in every epoch. They
-are computed in one pass for all phases for which they will still hold, and kept on disk; where they
-would take too much of it, or where nothing lies below, a phase reads the images.
+are computed in one pass for all phases for which they will still hold, and kept on disk. A phase
+reads the images where nothing lies below, where activations would take too much of the disk, and
+where they are made faster than read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +43,11 @@ class Cut:
 
 
 def cut_for_phases(
-    backbone: tf_keras.Model, head: tf_keras.Model, config: TrainerConfig, most_bytes: float
+    backbone: tf_keras.Model,
+    head: tf_keras.Model,
+    config: TrainerConfig,
+    most_bytes: float,
+    is_worth_storing: Callable[[tf_keras.Model], bool],
 ) -> list[Cut]:
     """One cut per phase.
 
@@ -51,6 +56,7 @@ def cut_for_phases(
         head: from features to logits.
         config: the section `trainer`.
         most_bytes: how much the activations of one image may take.
+        is_worth_storing: whether to keep those that a network makes.
 
     Raises:
         UserError: the backbone has not so many blocks.
@@ -63,7 +69,11 @@ def cut_for_phases(
             cuts.append(Cut(0, head, backbone, backbone.output))
             continue
         lower, upper = build.split(backbone, config.backbone, blocks)
-        if lower is None or int(np.prod(lower.output_shape[1:])) * 4 > most_bytes:
+        if (
+            lower is None
+            or int(np.prod(lower.output_shape[1:])) * 4 > most_bytes
+            or not is_worth_storing(lower)
+        ):
             cuts.append(Cut(blocks, join(backbone, head, pretrained), lower, None))
         else:
             cuts.append(Cut(blocks, join(upper, head, pretrained), lower, lower.output))

@@ -55,6 +55,12 @@ class Hardware:
         """How many devices train, each on a batch of its own."""
         return self.strategy.num_replicas_in_sync
 
+    @property
+    def is_accelerated(self) -> bool:
+        """Whether it is more than processors."""
+        is_tpu = isinstance(self.strategy, tf.distribute.TPUStrategy)
+        return is_tpu or bool(tf.config.list_logical_devices("GPU"))
+
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
         """Models that are made here train on this hardware, at this precision."""

@@ -24,6 +24,7 @@ import tensorflow_transform as tft
 import tf_keras
 
 from graftline.components.progress import report
+from graftline.components.trainer import boundary
 from graftline.components.trainer.augmentation import Augmenter
 from graftline.components.trainer.backbones import build, registry
 from graftline.components.trainer.backbones.scaling import Scaling, unscale
@@ -98,7 +99,9 @@ class Training:
             backbone, head = self._network()
             version, models = self.start_from, (backbone, head)
             warm = version is not None and start_from(version, models, self.classes)
-            cuts = cut_for_phases(backbone, head, self.config, self._most_bytes())
+            cuts = cut_for_phases(
+                backbone, head, self.config, self._most_bytes(), self._is_worth_storing
+            )
             self._run_phases(backbone, head, cuts, state)
         return warm
 
@@ -229,6 +232,16 @@ class Training:
         augmentation = self.config.augmentation
         views = augmentation.views if augmentation.varies else 1
         return free * _MOST_OF_FREE_DISK / (len(self.train) * views + len(self.evaluation))
+
+    def _is_worth_storing(self, lower: tf_keras.Model) -> bool:
+        """Whether reading the activations of a network is faster than making them."""
+        if not self.hardware.is_accelerated or self.hardware.workers > 1:
+            return True
+        made, read = boundary.rates(
+            lower, self._own, self._batch, self.hardware, self.features.scratch
+        )
+        report(f"activations: {made:.0f} images/s made, {read:.0f} read from disk")
+        return read > made
 
     def _run_phases(
         self,

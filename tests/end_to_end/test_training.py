@@ -13,6 +13,7 @@ import apache_beam as beam
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_transform as tft
 import tensorflow_transform.beam as tft_beam
 import tf_keras
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -20,11 +21,14 @@ from PIL import Image
 from tensorflow_transform.tf_metadata.dataset_metadata import DatasetMetadata
 
 from graftline.components import progress
+from graftline.components.trainer import boundary
 from graftline.components.trainer.backbones import registry
 from graftline.components.trainer.backbones.scaling import PLAIN
-from graftline.components.trainer.config import HeadConfig
+from graftline.components.trainer.config import HeadConfig, TrainerConfig
+from graftline.components.trainer.devices import Hardware
 from graftline.components.trainer.feature_store import FeatureStore
 from graftline.components.trainer.features import Features
+from graftline.components.trainer.inputs import Images
 from graftline.components.trainer.network import make_head
 from graftline.components.trainer.record import TrainingRecord
 from graftline.components.trainer.run import run_fn
@@ -374,6 +378,30 @@ def test_damaged_features_are_found_and_computed_anew(train, tmp_path):
     assert 0 < record.features_computed <= 2
     assert any("stored features were damaged and are computed anew" in line for line in lines)
     assert record.phases[-1].epochs[-1].loss == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("made", "read", "kinds"), [(10.0, 500.0, 2), (500.0, 10.0, 1)])
+def test_with_a_gpu_activations_are_kept_where_they_are_read_faster_than_made(
+    train, tmp_path, monkeypatch, made, read, kinds
+):
+    monkeypatch.setattr(Hardware, "is_accelerated", True)
+    monkeypatch.setattr(boundary, "rates", lambda *_: (made, read))
+    lines: list[str] = []
+    progress.listen(lines.append)
+    record = train(tmp_path, phases=PHASES)
+    progress.listen(None)
+    assert f"activations: {made:.0f} images/s made, {read:.0f} read from disk" in lines
+    assert len(list((tmp_path / "features").glob("*/*.rows"))) == kinds
+    assert [len(phase.epochs) for phase in record.phases] == [2, 1]
+
+
+def test_how_fast_activations_are_made_and_read_is_measured(spans, transform_graph, tmp_path):
+    images = Images.find(spans["train"], tft.TFTransformOutput(transform_graph))
+    hardware = Hardware.find(TrainerConfig())
+    lower = tf_keras.Sequential([tf_keras.Input((SIZE, SIZE, 3)), tf_keras.layers.Conv2D(8, 3)])
+    made, read = boundary.rates(lower, images, 8, hardware, tmp_path)
+    assert made > 0
+    assert read > 0
 
 
 def test_where_no_features_are_to_be_kept_none_are(train, tmp_path):
