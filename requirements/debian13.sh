@@ -17,7 +17,9 @@ fail() {
 }
 [[ $(id -u) == 0 ]] || fail "A Debian 13 tree can be made and entered by root only."
 command -v debootstrap >/dev/null || fail "debootstrap is missing: apt-get install debootstrap."
-unshare --mount true 2>/dev/null || fail "This root may not mount, and a Debian 13 tree needs /proc."
+# Some containers let root make a namespace and yet mount nothing in it.
+unshare --mount sh -c 'mount -t proc proc /mnt && mount --bind /dev /mnt' 2>/dev/null ||
+  fail "This root may not mount, and a Debian 13 tree needs /proc and /dev."
 
 mkdir -p build
 exec 9>build/debian13.lock
@@ -40,8 +42,13 @@ done
 project=$tree/opt/graftline
 mkdir -p "$project" "$tree/opt/shared"
 find "$project" -mindepth 1 -maxdepth 1 ! -name '.venv*' -exec rm -rf {} +
-git ls-files -z --cached --others --exclude-standard |
-  while IFS= read -r -d '' file; do if [[ -e $file ]]; then printf '%s\0' "$file"; fi; done |
+# A checkout may belong to another user than root, and an export has no repository.
+files=$(mktemp)
+trap 'rm -f "$files"' EXIT
+git -c safe.directory='*' ls-files -z --cached --others --exclude-standard >"$files" 2>/dev/null ||
+  find . \( -name .git -o -path './.venv*' -o -path ./build -o -path ./demo \) -prune -o \
+    ! -type d -printf '%P\0' >"$files"
+while IFS= read -r -d '' file; do if [[ -e $file ]]; then printf '%s\0' "$file"; fi; done <"$files" |
   tar --null --files-from=- -cf - | tar -xf - -C "$project"
 
 export tree

@@ -1,8 +1,7 @@
 """Whether the activations below a cut are worth keeping: reading them against making them anew.
 
-On a processor reading has always been faster (benchmarks/training.py, part boundary). A GPU may make
-wide activations faster than a disk gives them back, so that there it is measured, on images of the
-training itself.
+On a processor reading is faster, whatever the network (benchmarks/training.py). A GPU may make wide
+activations faster than a disk gives them back: there it is measured, on images of the training.
 """
 
 from __future__ import annotations

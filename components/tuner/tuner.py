@@ -121,18 +121,23 @@ class TrainingTuner(base_tuner.BaseTuner):
         self._config = config
         phases = space.last_phase(training.config, config.space)
         self._phases = training.config.phases[:phases]
-        oracle = _Oracle(
+        text = json.dumps(follows_from, sort_keys=True)
+        name = hashlib.sha256(text.encode()).hexdigest()[:32]
+        try:
+            super().__init__(self._oracle(), directory=str(folder), project_name=name)
+        except (ValueError, KeyError, TypeError, RuntimeError):
+            # The kill came while a file was written; KerasTuner does not replace them whole.
+            shutil.rmtree(folder / name)
+            super().__init__(self._oracle(), directory=str(folder), project_name=name)
+
+    def _oracle(self) -> _Oracle:
+        config, trainer = self._config, self._training.config
+        return _Oracle(
             objective=keras_tuner.Objective(OBJECTIVE, "min"),
             max_trials=config.trials,
             num_initial_points=max(2, round(config.trials * _AT_RANDOM)),
-            seed=training.config.seed + 1,  # 0 is none
-            hyperparameters=space.hyperparameters(training.config, config.space),
-        )
-        text = json.dumps(follows_from, sort_keys=True)
-        super().__init__(
-            oracle,
-            directory=str(folder),
-            project_name=hashlib.sha256(text.encode()).hexdigest()[:32],
+            seed=trainer.seed + 1,  # 0 is none
+            hyperparameters=space.hyperparameters(trainer, config.space),
         )
 
     def run_trial(self, trial: trial.Trial, **_: Any) -> dict[str, float]:
