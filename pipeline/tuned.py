@@ -18,6 +18,7 @@ import yaml
 from graftline.components.settings import get_value
 from graftline.components.tuner import space
 from graftline.components.tuner.config import Space
+from graftline.pipeline.config import to_tree
 from graftline.serving.errors import UserError
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def read_tuned(root: Path) -> dict[str, Any]:
 
 def in_force(project: Project) -> dict[str, Any]:
     """What of the tuned values a project's configuration has, by key."""
-    tree = msgspec.to_builtins(project.config)
+    tree = to_tree(project.config)
     return {key: value for key, value in project.tuned.items() if get_value(tree, key) == value}
 
 
