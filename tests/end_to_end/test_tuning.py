@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from commands import Command, graftline, last_run
+from commands import Command, draw, graftline, last_run
 from graftline.pipeline import run_record
 
 pytestmark = pytest.mark.end_to_end
@@ -42,7 +42,7 @@ def test_the_best_values_are_kept_and_the_next_run_trains_with_them(project):
     run = yaml.safe_load((project / "runs" / "run-0002" / "config.yaml").read_text())
     assert run["trainer"]["head"]["dropout"] == best["trainer.head.dropout"]
     [manifest] = (project / "serving" / "blobs" / "1").rglob("manifest.json")
-    published = json.loads(manifest.read_text())["config"]["trainer"]
+    published = json.loads(manifest.read_text())["configuration"]["trainer"]
     assert published["head"]["hidden"] == best["trainer.head.hidden"]
 
 
@@ -91,11 +91,11 @@ def test_values_with_which_training_diverges_are_the_worst(project):
     assert tried[1]["error"] == 2.0
 
 
-def test_without_an_eval_image_there_is_nothing_to_judge_by(project):
-    images = project.parent / "images" / "first"
-    config = (project / "graftline.yaml").read_text()
-    (project / "graftline.yaml").write_text(config.replace("eval_share: 0.15", "eval_share: 0.0"))
-    graftline(project, "drop", str(images), "--span", "1", "--version", "2")
+def test_without_an_eval_image_there_is_nothing_to_judge_by(tmp_path):
+    images = draw(tmp_path / "images", 12, seed=1)
+    graftline(tmp_path, "init", "project", "--images", str(images))
+    project = tmp_path / "project"
+    graftline(project, "drop", str(images), "drop.eval_share=0", "drop.test_share=0.25")
     said = graftline(project, "tune", SPACE, "tuner.trials=2", expect=2)
     assert "no image in the eval split" in said
     assert not (project / "tuned.yaml").exists()
