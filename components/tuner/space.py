@@ -25,7 +25,8 @@ def check(trainer: TrainerConfig, space: Space) -> None:
     """Tries the ends of every range and every value of a list on the trainer's configuration.
 
     Raises:
-        UserError: a key or value is none that the trainer takes; says which and why.
+        UserError: a key or value is none that the trainer takes, or what is configured now cannot
+            be among what is tried; says which and why.
     """
     if not space:
         raise UserError("tuner.space is empty: there is nothing to try.")
@@ -39,6 +40,12 @@ def check(trainer: TrainerConfig, space: Space) -> None:
                     f"tuner.space.{key}: {value!r} cannot be tried: "
                     f"{str(error).partition(' - at ')[0]}"
                 ) from error
+        now = get_value(_plain(trainer), key)
+        if isinstance(values, Range) and values.log and now <= 0:
+            raise UserError(
+                f"tuner.space.{key}: the value as it is, {now:g}, has no logarithm, and it is "
+                "tried first. Leave log out, or configure another."
+            )
 
 
 def with_values(trainer: TrainerConfig, values: Mapping[str, Any]) -> TrainerConfig:
@@ -70,7 +77,7 @@ def last_phase(trainer: TrainerConfig, space: Space) -> int:
 
 
 def hyperparameters(trainer: TrainerConfig, space: Space) -> keras_tuner.HyperParameters:
-    """The space for KerasTuner; the defaults are the values as they are configured, if in it."""
+    """The space for KerasTuner, widened where need be by the values as they are, its defaults."""
     import keras_tuner
 
     found = keras_tuner.HyperParameters()
@@ -78,29 +85,18 @@ def hyperparameters(trainer: TrainerConfig, space: Space) -> keras_tuner.HyperPa
     for key, values in space.items():
         now = get_value(tree, key)
         if isinstance(values, Range):
-            default = min(max(now, values.min), values.max)
+            smallest, largest = min(now, values.min), max(now, values.max)
+            sampling = "log" if values.log else "linear"
             if _is_whole(now):
-                found.Int(
-                    key,
-                    int(values.min),
-                    int(values.max),
-                    sampling="log" if values.log else "linear",
-                    default=int(default),
-                )
+                found.Int(key, int(smallest), int(largest), sampling=sampling, default=now)
             else:
-                found.Float(
-                    key,
-                    values.min,
-                    values.max,
-                    sampling="log" if values.log else "linear",
-                    default=default,
-                )
+                found.Float(key, smallest, largest, sampling=sampling, default=now)
         else:
             choices = [json.dumps(value) for value in msgspec.to_builtins(values)]
             configured = json.dumps(now)
-            found.Choice(
-                key, choices, ordered=False, default=configured if configured in choices else None
-            )
+            if configured not in choices:
+                choices.insert(0, configured)
+            found.Choice(key, choices, ordered=False, default=configured)
     return found
 
 

@@ -59,9 +59,24 @@ def test_the_first_values_are_those_that_are_configured():
     assert space.with_values(TRAINER, space.decoded(tried, defaults)) == TRAINER
 
 
-def test_configured_values_outside_the_space_are_brought_to_its_edge():
-    tried = {"head.dropout": Range(min=0.3, max=0.6)}
-    assert space.hyperparameters(TRAINER, tried).space[0].default == 0.3
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("head.dropout", Range(min=0.3, max=0.6)),
+        ("batch_size", Range(min=64, max=128)),
+        ("head.hidden", [[64], [128]]),
+    ],
+)
+def test_configured_values_outside_the_space_widen_it(key, values):
+    [found] = space.hyperparameters(TRAINER, {key: values}).space
+    first = space.decoded({key: values}, {key: found.default})
+    assert space.with_values(TRAINER, first) == TRAINER
+    assert 0 <= found.value_to_prob(found.default) <= 1
+
+
+def test_a_configured_zero_cannot_be_tried_by_its_logarithm():
+    with pytest.raises(UserError, match="weight_decay: the value as it is, 0, has no logarithm"):
+        space.check(TRAINER, {"weight_decay": Range(min=1e-4, max=1e-2, log=True)})
 
 
 def test_a_value_of_a_phase_is_set_by_the_name_of_the_phase():
