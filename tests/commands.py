@@ -26,6 +26,7 @@ _PRELOADED = [
     "graftline.pipeline.local_runner",
     "graftline.pipeline.retrain",
     "graftline.components.trainer.run",
+    "graftline.components.tuner.tuner",
     "graftline.components.ingest.drop",
 ]
 _context = multiprocessing.get_context("forkserver")

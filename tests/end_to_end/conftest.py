@@ -35,8 +35,13 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with one span, which the tests of a module share."""
+    return make_project(tmp_path_factory.mktemp("shared"))
+
+
+@pytest.fixture(scope="module")
+def published(untrained: Path) -> Path:
     """A project with at least one version in service, which the tests of a module share."""
-    shared = make_project(tmp_path_factory.mktemp("published"))
-    graftline(shared, "run")
-    return shared
+    graftline(untrained, "run")
+    return untrained

@@ -17,16 +17,30 @@ pytestmark = pytest.mark.end_to_end
 SPACE = "tuner.space={head.dropout: {min: 0.0, max: 0.6}, head.hidden: [[], [16]]}"
 
 
-def trials(project: Path, run_id: str) -> list[dict]:
-    return json.loads((project / "runs" / run_id / "trials.json").read_text())
+@pytest.fixture(scope="module")
+def searched(untrained):
+    """A project that was tuned once, and what the command said."""
+    return untrained, graftline(untrained, "tune", SPACE, "tuner.trials=4")
 
 
-def test_the_best_values_are_kept_and_the_next_run_trains_with_them(project):
-    said = graftline(project, "tune", SPACE, "tuner.trials=4")
+@pytest.fixture
+def project(searched):
+    """The same, for a search that starts from what is in graftline.yaml."""
+    (searched[0] / "tuned.yaml").unlink(missing_ok=True)
+    return searched[0]
+
+
+def trials(project: Path) -> list[dict]:
+    """What the last search has tried, the best first."""
     record = last_run(project)
     assert record is not None
     assert record.state == run_record.TUNED
-    tried = trials(project, record.run_id)
+    return json.loads((project / "runs" / record.run_id / "trials.json").read_text())
+
+
+def test_the_best_values_are_kept(searched):
+    project, said = searched
+    tried = trials(project)
     assert len(tried) == 4
     assert tried[0]["error"] == min(trial["error"] for trial in tried)
     configured = next(trial for trial in tried if trial["number"] == 1)
@@ -37,24 +51,27 @@ def test_the_best_values_are_kept_and_the_next_run_trains_with_them(project):
     assert "graftline run" in said
     assert "tuned" in graftline(project, "status")
 
-    said = graftline(project, "run")
-    assert "as tuned before (tuned.yaml)" in said
-    run = yaml.safe_load((project / "runs" / "run-0002" / "config.yaml").read_text())
-    assert run["trainer"]["head"]["dropout"] == best["trainer.head.dropout"]
-    [manifest] = (project / "serving" / "blobs" / "1").rglob("manifest.json")
-    published = json.loads(manifest.read_text())["configuration"]["trainer"]
-    assert published["head"]["hidden"] == best["trainer.head.hidden"]
-
 
 def test_nothing_is_tried_again_where_nothing_has_changed(project):
-    graftline(project, "tune", SPACE, "tuner.trials=2")
-    found = (project / "tuned.yaml").read_text()
-    # With the file the search would start from what it found.
-    (project / "tuned.yaml").unlink()
-    said = graftline(project, "tune", SPACE, "tuner.trials=2")
+    before = trials(project)
+    said = graftline(project, "tune", SPACE, "tuner.trials=4")
     assert re.search(r"Tuner .*\(from the cache\)", said)
-    assert trials(project, "run-0001") == trials(project, "run-0002")
-    assert (project / "tuned.yaml").read_text() == found.replace("run-0001", "run-0002")
+    assert trials(project) == before
+    best = {f"trainer.{key}": value for key, value in before[0]["values"].items()}
+    assert yaml.safe_load((project / "tuned.yaml").read_text()) == best
+
+
+def test_the_next_run_trains_with_what_was_found(searched):
+    project, _ = searched
+    (project / "tuned.yaml").write_text("trainer.head.dropout: 0.35\ntrainer.head.hidden: [16]\n")
+    said = graftline(project, "run")
+    assert "as tuned before (tuned.yaml): trainer.head.dropout 0.35" in said
+    run = last_run(project)
+    saved = yaml.safe_load((project / "runs" / run.run_id / "config.yaml").read_text())
+    assert saved["trainer"]["head"]["dropout"] == 0.35
+    [manifest] = (project / "serving" / "blobs" / "1").rglob("manifest.json")
+    published = json.loads(manifest.read_text())["configuration"]["trainer"]
+    assert published["head"]["hidden"] == [16]
 
 
 def test_a_search_that_was_killed_goes_on_with_the_trials_it_has(project):
@@ -66,8 +83,8 @@ def test_a_search_that_was_killed_goes_on_with_the_trials_it_has(project):
     assert command.wait() == -signal.SIGKILL
     before = done(project)
     graftline(project, "resume")
-    assert len(trials(project, "run-0001")) == 6
-    log = (project / "runs" / "run-0001" / "run.log").read_text()
+    assert len(trials(project)) == 6
+    log = (project / "runs" / last_run(project).run_id / "run.log").read_text()
     for number in range(1, len(before) + 1):
         assert log.count(f"trial {number}/6  error") == 1
     assert not done(project)
@@ -86,7 +103,7 @@ def done(project: Path) -> list[Path]:
 def test_values_with_which_training_diverges_are_the_worst(project):
     # The rate of a bad guess makes the loss infinite at once.
     graftline(project, "tune", "tuner.space={phases.frozen.rate: [1e-3, 1e37]}", "tuner.trials=2")
-    tried = trials(project, "run-0001")
+    tried = trials(project)
     assert [trial["values"]["phases.frozen.rate"] for trial in tried] == [1e-3, 1e37]
     assert tried[1]["error"] == 2.0
 
