@@ -74,7 +74,12 @@ def find_runs(project: Project, names: tuple[str, ...]) -> list[ComparedRun]:
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What differs between two configurations, by key; None where one has no such key."""
+    """What differs between two configurations, by key; None where one has no such key.
+
+    Nothing differs from a configuration that is not known.
+    """
+    if not one or not other:
+        return {}
     keys = dict.fromkeys([*one, *other])
     pairs = {key: (one.get(key), other.get(key)) for key in keys}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
@@ -126,8 +131,11 @@ def _trainings(project: Project) -> dict[str, Path]:
     connection = metadata_store_pb2.ConnectionConfig()
     connection.sqlite.filename_uri = str(project.metadata)
     connection.sqlite.connection_mode = metadata_store_pb2.SqliteMetadataSourceConfig.READONLY
-    store = mlmd.MetadataStore(connection)
-    found = {}
+    found: dict[str, Path] = {}
+    try:
+        store = mlmd.MetadataStore(connection)
+    except RuntimeError:  # a run that was cut off before it wrote anything
+        return found
     for run in store.get_contexts_by_type("pipeline_run"):
         executions = [e for e in store.get_executions_by_context(run.id) if e.type == _TRAINER]
         events = store.get_events_by_execution_ids([execution.id for execution in executions])

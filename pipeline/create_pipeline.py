@@ -244,12 +244,11 @@ def _training_inputs(project: Project, plan: Plan, data: DataNodes) -> TrainingI
         },
         "weights_cache": str(project.weights_cache),
         "checkpoints": str(project.checkpoints),
-        "start_from": (
-            f"{plan.baseline_uri}/Format-Serving"
-            if config.trainer.warm_start and plan.baseline_uri
-            else ""
-        ),
+        "cluster": str(project.cluster),
+        "last_good": str(project.last_good),
+        "start_from": f"{plan.start_from}/Format-Serving" if plan.start_from else "",
         "features": {"folder": str(project.features), "code": features_digest()},
+        "code": code_digest(),
         # The same path may hold another file the next time.
         "weights_digest": file_digest(project.weights_file) if project.weights_file else "",
         "classes": classes,

@@ -59,7 +59,11 @@ class Execution:
     def all(self) -> None:
         """Plans, ingests the missing spans of the window, then runs the whole pipeline."""
         self._console.progress("loading TensorFlow and TFX")
+        from graftline.components.trainer.devices import take_gpus
         from graftline.pipeline.local_runner import clean_after_kill, open_store
+
+        # All nodes share this process, and the first of them may use a GPU.
+        take_gpus(self._project.config.trainer.devices)
 
         with open_store(self._project.metadata) as self._store:
             for node in clean_after_kill(self._store, self._project.artifacts):
@@ -226,4 +230,10 @@ def renew_baseline(project: Project, folder: Path) -> None:
         return
     baseline, uri = planning.hold_in_service(project)
     plan = Plan.read(folder)
-    msgspec.structs.replace(plan, baseline=baseline, baseline_uri=uri).write(folder)
+    gone = plan.start_from and not Path(plan.start_from).is_dir()
+    msgspec.structs.replace(
+        plan,
+        baseline=baseline,
+        baseline_uri=uri,
+        start_from=uri if gone else plan.start_from,
+    ).write(folder)

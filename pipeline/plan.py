@@ -34,6 +34,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         previous: the span that the target's distribution is compared with, if there is one.
         baseline: the version in service when the run began, if there was one.
         baseline_uri: folder that keeps its files while the run needs them, else empty.
+        start_from: the same of the version whose weights training starts from, else empty. A model
+            that is judged again, beside another baseline, was still trained from this one.
         accept_anomalies: the reason why a person lets the target pass the data gate, else empty.
         bless: the reason why a person lets the candidate pass the model gate, else empty.
         force: a token that keeps nodes from being taken from the cache, else empty.
@@ -45,6 +47,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     previous: SpanVersion | None = None
     baseline: int | None = None
     baseline_uri: str = ""
+    start_from: str = ""
     accept_anomalies: str = ""
     bless: str = ""
     force: str = ""

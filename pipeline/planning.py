@@ -61,6 +61,7 @@ def make_plan(
         previous=earlier[-1] if earlier else None,
         baseline=baseline,
         baseline_uri=uri,
+        start_from=uri if project.config.trainer.warm_start else "",
     )
 
 

@@ -91,6 +91,16 @@ class Project:
         return self.artifacts / "checkpoints"
 
     @functools.cached_property
+    def last_good(self) -> Path:
+        """The model that a training has left that diverged."""
+        return self.artifacts / "last_good"
+
+    @functools.cached_property
+    def cluster(self) -> Path:
+        """Where other machines learn of a training."""
+        return self.artifacts / "cluster"
+
+    @functools.cached_property
     def trials(self) -> Path:
         """Trials of a search that was cut off."""
         return self.artifacts / "trials"

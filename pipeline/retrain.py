@@ -17,6 +17,7 @@ from types import FrameType
 import msgspec
 
 from graftline.components.ingest.spans import find_span, latest_span
+from graftline.components.trainer.cluster import worker_number
 from graftline.components.tuner import space
 from graftline.pipeline import planning, run_record, tuned
 from graftline.pipeline.code_digest import code_digest, file_digest
@@ -54,6 +55,11 @@ def run(project: Project, request: Request, *, quiet: bool = False) -> RunRecord
         _require_reason(request.reason)
     if request.reason and not (request.bless or request.accept_anomalies):
         raise UserError("--reason belongs to --bless or --accept-anomalies.")
+    if worker_number():
+        raise UserError(
+            "The environment variable TF_CONFIG makes this machine a worker of a cluster, whose "
+            "chief runs the pipeline. Run `graftline work` here."
+        )
     curated.read(project.schema)
     if request.bless and not request.force:
         return _bless(project, request, quiet=quiet)

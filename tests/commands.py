@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,16 @@ RESOLVERS = ("previous_span", "window", "in_service")
 
 
 def _command(
-    arguments: list[str], folder: str, streams: list[Path], halt_in: str, halted: Path
+    arguments: list[str],
+    folder: str,
+    streams: list[Path],
+    halt_in: str,
+    halted: Path,
+    environment: Mapping[str, str],
 ) -> None:
     # Tests that run in the background may have inherited that Ctrl-C is ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.update(environment)
     os.chdir(folder)
     for stream, output in zip((1, 2), streams, strict=True):
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
@@ -79,15 +86,29 @@ class Command:
         folder: where it runs.
         arguments: what follows `graftline`.
         halt_in: a node in which it stands still, to be killed there.
+        environment: variables that are set for it.
     """
 
-    def __init__(self, folder: Path, *arguments: str, halt_in: str = ""):
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        halt_in: str = "",
+        environment: Mapping[str, str] | None = None,
+    ):
         name = f"{folder.name}-{time.monotonic_ns()}"
         self.streams = [folder.parent / f"{name}.{stream}" for stream in ("out", "err")]
         self._halted = folder.parent / f"{name}.halted"
         self.process = _context.Process(
             target=_command,
-            args=(list(arguments), str(folder), self.streams, halt_in, self._halted),
+            args=(
+                list(arguments),
+                str(folder),
+                self.streams,
+                halt_in,
+                self._halted,
+                dict(environment or {}),
+            ),
         )
         self.process.start()
 

@@ -132,7 +132,8 @@ def write_embedding(
         labels: N names of classes.
         thumbnails: uint8 (N, side, side, 3).
     """
-    tf.io.gfile.makedirs(folder)
+    # TensorBoard shows a folder only where there is a file of events.
+    tf.summary.create_file_writer(folder).close()
     side = thumbnails.shape[1]
     columns = math.ceil(math.sqrt(len(thumbnails)))
     sheet = Image.new("RGB", (columns * side, -(-len(thumbnails) // columns) * side))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -83,7 +84,7 @@ class Checkpoints:
                     for name in _ARRAYS
                 }
             fields: dict[str, Any] = {k: msgspec.convert(told[k], t) for k, t in _TOLD.items()}
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
             return State()
         state = State(**fields, **arrays)
         state.best_weights = state.best_weights or state.weights
@@ -105,6 +106,8 @@ class Checkpoints:
         partial = self._folder / f"{_FILE}.partial"
         with partial.open("wb") as file:
             np.savez(file, told=np.frombuffer(json.dumps(told).encode(), np.uint8), **named)
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(self._folder / _FILE)
 
     def remove(self) -> None:

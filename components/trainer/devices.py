@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import tensorflow as tf
 import tf_keras
 
+from graftline.components.trainer.cluster import cluster_size, worker_number
 from graftline.components.trainer.config import TrainerConfig
 from graftline.serving.errors import UserError
 
@@ -42,7 +41,7 @@ class Hardware:
         Raises:
             UserError: the devices or the cluster that it asks for are not there.
         """
-        gpus = _take_gpus(config.devices)
+        gpus = take_gpus(config.devices)
         strategy = _make_strategy(config.strategy, len(gpus))
         several = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
         precision = _gainful(gpus) if config.precision == "auto" else config.precision
@@ -92,34 +91,6 @@ def _make_strategy(name: str, gpus: int) -> tf.distribute.Strategy:
     return tf.distribute.get_strategy()
 
 
-def cluster_size() -> int:
-    """How many workers TF_CONFIG names; 1 without it.
-
-    Raises:
-        UserError: it is no JSON.
-    """
-    return sum(len(_cluster().get(job, ())) for job in ("chief", "worker")) or 1
-
-
-def worker_number() -> int:
-    """Which of the cluster's workers this process is; the chief is 0."""
-    task = _tf_config().get("task", {})
-    chiefs = len(_cluster().get("chief", ()))
-    return int(task.get("index", 0)) + (chiefs if task.get("type") == "worker" else 0)
-
-
-def _cluster() -> Mapping[str, Sequence[str]]:
-    return _tf_config().get("cluster", {})
-
-
-def _tf_config() -> Mapping[str, Any]:
-    try:
-        found: Mapping[str, Any] = json.loads(os.environ.get("TF_CONFIG") or "{}")
-        return found
-    except json.JSONDecodeError as error:
-        raise UserError(f"The environment variable TF_CONFIG is no JSON: {error}.") from error
-
-
 def _best(gpus: int) -> str:
     if cluster_size() > 1:
         return "multi_worker"
@@ -128,23 +99,56 @@ def _best(gpus: int) -> str:
     return "mirrored" if gpus > 1 else "one_device"
 
 
-def _take_gpus(wanted: Sequence[int] | None) -> list[tf.config.PhysicalDevice]:
-    """The GPUs that are used; their memory grows as needed, for other processes may want some."""
+def take_gpus(wanted: Sequence[int] | None) -> list[tf.config.PhysicalDevice]:
+    """Chooses the GPUs that this process uses; their memory grows as needed.
+
+    TensorFlow takes such settings only before it has used a device, so that a process calls this
+    before it does anything else with it; later calls with the same wish change nothing.
+
+    Args:
+        wanted: their numbers, from 0; None: all.
+
+    Returns:
+        those GPUs.
+
+    Raises:
+        UserError: one of them is not there.
+        RuntimeError: TensorFlow has used other ones already.
+    """
     gpus = tf.config.list_physical_devices("GPU")
     if wanted is not None:
-        missing = [number for number in wanted if number >= len(gpus)]
-        if missing:
-            raise UserError(
-                f"trainer.devices asks for GPU {missing[0]}; this machine has {len(gpus)}, counted "
-                "from 0."
-            )
-        gpus = [gpus[number] for number in wanted]
-    # Too late, and refused, where an earlier node in this process has used one.
-    with contextlib.suppress(RuntimeError):
+        gpus = [gpus[number] for number in _existing(wanted, len(gpus))]
+    if tf.config.get_visible_devices("GPU") != gpus:
         tf.config.set_visible_devices(gpus, "GPU")
-        for gpu in gpus:
+    for gpu in gpus:
+        if not tf.config.experimental.get_memory_growth(gpu):
             tf.config.experimental.set_memory_growth(gpu, True)
     return gpus
+
+
+def gpus_by_name(wanted: Sequence[int] | None) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls the GPUs that are to be used, for processes of their own.
+
+    Args:
+        wanted: as for `take_gpus`.
+
+    Raises:
+        UserError: one of them is not there.
+    """
+    count = len(tf.config.list_physical_devices("GPU"))
+    numbers = range(count) if wanted is None else _existing(wanted, count)
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = given.split(",") if given else [str(number) for number in range(count)]
+    return [names[number].strip() for number in numbers]
+
+
+def _existing(wanted: Sequence[int], count: int) -> Sequence[int]:
+    missing = [number for number in wanted if number >= count]
+    if missing:
+        raise UserError(
+            f"trainer.devices asks for GPU {missing[0]}; this machine has {count}, counted from 0."
+        )
+    return wanted
 
 
 def _tpu() -> tf.distribute.Strategy:

@@ -136,7 +136,8 @@ class FeatureStore:
                 raise
             raise UserError(
                 "The disk is full: what the network made of the images cannot be stored. Free some "
-                "space, or lower trainer.feature_store_gb, and resume."
+                "space and resume, or lower trainer.feature_store_gb and start anew with "
+                "`graftline run`."
             ) from error
         self._note(entries)
 
@@ -217,13 +218,20 @@ def keep_within(root: Path, most_bytes: float, wanted: Path) -> None:
         wanted: a store that stays.
     """
     stores = [path for path in root.iterdir() if path.is_dir() and path.name != wanted.name]
-    sizes = {path: sum(f.stat().st_size for f in path.iterdir()) for path in stores}
+    sizes = {path: _bytes_of(path) for path in stores}
     total = sum(sizes.values())
     for path in sorted(stores, key=_last_used):
         if total <= most_bytes:
             return
         shutil.rmtree(path, ignore_errors=True)
         total -= sizes[path]
+
+
+def _bytes_of(store: Path) -> int:
+    # Another worker may be removing it.
+    with contextlib.suppress(FileNotFoundError):
+        return sum(file.stat().st_size for file in store.iterdir())
+    return 0
 
 
 def _last_used(path: Path) -> float:

@@ -82,7 +82,7 @@ class Watch(tf_keras.callbacks.Callback):
         if not math.isfinite(loss):
             raise Diverged(
                 f"Training diverged: the loss became {loss} in step {batch + 1} of epoch {number} "
-                f"of the phase {self._phase.name}, at a learning rate of {self._phase.rate:g}. "
+                f"of the phase {self._phase.name}, whose rate is {self._phase.rate:g}. "
                 f"Lower trainer.phases.{self._phase.name}.rate."
             )
         if time.monotonic() - self._shown > _PROGRESS_EVERY:
@@ -132,12 +132,11 @@ def _optional(logs: dict[str, float], name: str) -> float | None:
     return float(logs[name]) if name in logs else None
 
 
-def _unsharded(batches: tf.data.Dataset | None) -> tf.data.Dataset | None:
-    if batches is None:
-        return None
-    options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return batches.with_options(options)
+def _of_each_worker(
+    strategy: tf.distribute.Strategy, batches: tf.data.Dataset
+) -> tf.distribute.DistributedDataset:
+    """Lets each worker take its own batches as they are, where Keras would divide them again."""
+    return strategy.distribute_datasets_from_function(lambda context: batches)
 
 
 def run_phase(
@@ -150,6 +149,7 @@ def run_phase(
     *,
     models: Sequence[tf_keras.Model],
     images: int,
+    evaluation_images: int,
     hardware: Hardware,
     logs: str,
     save: Callable[[], None],
@@ -160,11 +160,13 @@ def run_phase(
         config: the phase.
         trainer: the section `trainer`.
         model: to logits; the hardware's scope is entered.
-        train: batches as `objective.to_train_on` gives them, from the epoch on that is next.
+        train: batches as `objective.to_train_on` gives them, from the epoch on that is next; for
+            all devices together, of several workers for each device.
         evaluation: the same of the eval split, unmixed; None: nothing to watch, every epoch is run.
         state: where the training stands; goes on from there and is kept up to date.
         models: what the model is a part of, whose weights are kept.
         images: how many an epoch has, on all workers together.
+        evaluation_images: how many each worker is watched by.
         hardware: what it runs on.
         logs: folder of the TensorBoard logs.
         save: is called after every epoch.
@@ -194,7 +196,10 @@ def run_phase(
         fit = {}
         if hardware.workers > 1:
             # Each has images of its own, and all must take as many steps.
-            train, evaluation = _unsharded(train.repeat()), _unsharded(evaluation)
+            train = _of_each_worker(hardware.strategy, train.repeat())
+            if evaluation is not None:
+                evaluation = _of_each_worker(hardware.strategy, evaluation)
+                fit["validation_steps"] = -(-evaluation_images // trainer.batch_size)
             fit["steps_per_epoch"] = steps
         model.fit(
             train,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,16 +14,21 @@ import tensorflow_transform as tft
 
 from graftline.components.trainer.autograph import leave_keras_unconverted
 from graftline.components.trainer.checkpoint import Checkpoints
+from graftline.components.trainer.cluster import cluster_size
 from graftline.components.trainer.config import ImageConfig, TrainerConfig
-from graftline.components.trainer.devices import Hardware, cluster_size
+from graftline.components.trainer.devices import Hardware, gpus_by_name
 from graftline.components.trainer.features import FeatureFolder
 from graftline.components.trainer.inputs import Images
 from graftline.components.trainer.training import Training
-from graftline.components.trainer.workers import train_as_worker, train_in_workers
+from graftline.components.trainer.workers import train_as_chief, train_in_workers
 from graftline.serving.errors import UserError
 
 if TYPE_CHECKING:
     from tfx.components.trainer.fn_args_utils import FnArgs
+
+
+# What a training follows from, of its settings, beside the images.
+FOLLOWS_FROM = ("trainer", "image", "classes", "start_from", "weights_digest", "code")
 
 
 def run_fn(fn_args: FnArgs) -> None:
@@ -31,8 +37,9 @@ def run_fn(fn_args: FnArgs) -> None:
     Args:
         fn_args: TFX's; `custom_config` holds the sections `trainer` and `image`, the list
             `classes` in the order of the model's outputs, the folder `weights_cache`,
-            `features`: `folder`, where they are kept, and `code`, a digest of what makes them; and
-            the folder `checkpoints`; `start_from` is the folder of a version, or empty.
+            `features`: `folder`, where they are kept, and `code`, a digest of what makes them; the
+            folders `checkpoints`, `cluster` and `last_good`; `start_from`, the folder of a version
+            or empty; `weights_digest` and `code`, digests of the weight file and of all code.
 
     Raises:
         UserError: there is nothing to train on, a label is none of the classes, the weights cannot
@@ -46,12 +53,14 @@ def run_fn(fn_args: FnArgs) -> None:
         "logs": fn_args.model_run_dir,
         "model": fn_args.serving_model_dir,
     }
-    workers = fn_args.custom_config["trainer"].get("workers", 1)
-    if workers > 1:
-        gpus = len(tf.config.list_physical_devices("GPU"))
-        train_in_workers(f"{__name__}:train", arguments, workers, gpus)
+    config = msgspec.convert(fn_args.custom_config["trainer"], TrainerConfig)
+    if config.workers > 1:
+        gpus = gpus_by_name(config.devices)
+        # Each sees its own ones only.
+        arguments["settings"]["trainer"] = {**fn_args.custom_config["trainer"], "devices": None}
+        train_in_workers(f"{__name__}:train", arguments, config.workers, gpus)
     elif cluster_size() > 1:
-        train_as_worker(f"{__name__}:train", arguments)
+        train_as_chief(f"{__name__}:train", arguments, Path(fn_args.custom_config["cluster"]))
     else:
         train(arguments)
 
@@ -66,42 +75,44 @@ def train(arguments: Mapping[str, Any]) -> None:
         UserError: as `run_fn`.
     """
     leave_keras_unconverted()
-    training = make_training(arguments)
-    try:
-        training.run(arguments["model"])
-    except tf.errors.ResourceExhaustedError as error:
-        raise UserError(
-            f"The memory of the device is used up ({str(error).splitlines()[0]}). Lower "
-            f"trainer.batch_size ({training.config.batch_size}) or image.size "
-            f"({training.image.size}), train fewer blocks in trainer.phases, or take a smaller "
-            "backbone; then resume."
-        ) from error
-    finally:
-        training.features.close()
+    config = msgspec.convert(arguments["settings"]["trainer"], TrainerConfig)
+    # First of all: TensorFlow joins a cluster only before it has done anything else.
+    hardware = Hardware.find(config)
+    with contextlib.ExitStack() as stack:
+        if hardware.worker:
+            # The chief alone writes logs; what the others leave is of no use later.
+            folder = tempfile.TemporaryDirectory(prefix="worker-", dir=_local(arguments["logs"]))
+            arguments = {**arguments, "logs": stack.enter_context(folder)}
+        training = make_training(arguments, hardware)
+        stack.callback(training.features.close)
+        try:
+            training.run(arguments["model"])
+        except tf.errors.ResourceExhaustedError as error:
+            raise UserError(
+                f"The memory of the device is used up ({str(error).splitlines()[0]}). Lower "
+                f"trainer.batch_size ({config.batch_size}) or image.size ({training.image.size}), "
+                "train fewer blocks in trainer.phases, or take a smaller backbone; then start "
+                "anew with `graftline run`."
+            ) from error
 
 
-def make_training(arguments: Mapping[str, Any]) -> Training:
+def make_training(arguments: Mapping[str, Any], hardware: Hardware) -> Training:
     """A training as this process takes part in it.
 
     Args:
         arguments: what `run_fn` passes on, plain data.
+        hardware: what it runs on.
     """
-    settings = arguments["settings"]
+    settings, logs = arguments["settings"], arguments["logs"]
     config = msgspec.convert(settings["trainer"], TrainerConfig)
-    # First of all: TensorFlow joins a cluster only before it has done anything else.
-    hardware = Hardware.find(config)
     transform = tft.TFTransformOutput(arguments["transform"])
     images = {
         split: Images.find(patterns, transform) for split, patterns in arguments["files"].items()
     }
     follows_from = {
-        **{name: settings[name] for name in ("trainer", "image", "classes", "start_from")},
-        "code": settings["features"]["code"],
+        **{name: settings[name] for name in FOLLOWS_FROM},
         "images": [images[split].digest for split in ("train", "eval")],
     }
-    is_chief = hardware.worker == 0
-    # The chief alone writes logs and checkpoints; all read where it stands.
-    logs = arguments["logs"] if is_chief else tempfile.mkdtemp(prefix="graftline-worker-")
     kept = settings["features"]
     return Training(
         config=config,
@@ -119,7 +130,11 @@ def make_training(arguments: Mapping[str, Any]) -> Training:
             code=kept["code"],
             writer=hardware.worker,
         ),
-        checkpoints=Checkpoints(Path(settings["checkpoints"]), follows_from, is_chief),
+        # The chief alone writes them; all read where it stands.
+        checkpoints=Checkpoints(
+            Path(settings["checkpoints"]), follows_from, writes=hardware.worker == 0
+        ),
+        last_good=Path(settings["last_good"]),
         hardware=hardware,
         start_from=Path(settings["start_from"]) if settings["start_from"] else None,
     )

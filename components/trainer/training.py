@@ -45,7 +45,6 @@ from graftline.components.trainer.warm_start import start_from
 from graftline.serving.errors import UserError
 
 _MOST_OF_FREE_DISK = 0.5
-_LAST_GOOD = "last_good"
 _THUMBNAIL = 48  # pixels
 
 
@@ -63,6 +62,7 @@ class Training:
         weights_cache: folder of downloaded weights.
         features: where features are kept.
         checkpoints: where the training leaves how far it is.
+        last_good: folder of the model that a training leaves that diverges.
         hardware: what it runs on.
         start_from: a version whose weights it starts from; None: the pretrained ones.
     """
@@ -77,6 +77,7 @@ class Training:
     weights_cache: Path
     features: FeatureFolder
     checkpoints: Checkpoints
+    last_good: Path
     hardware: Hardware
     start_from: Path | None = None
 
@@ -116,8 +117,9 @@ class Training:
         try:
             warm = self.fit(state)
         except Diverged as error:
-            with self.hardware.scope():
-                raise self._with_what_is_left(error, state) from error
+            if self.hardware.worker != 0:
+                return  # all of them see the same loss, and the chief says it
+            raise self._with_what_is_left(error, state) from error
         if self.hardware.worker != 0:
             return
         report("exporting the model")
@@ -194,14 +196,15 @@ class Training:
     def _with_what_is_left(self, error: Diverged, state: State) -> UserError:
         """Keeps the weights of the best epoch before a training diverged, and says where."""
         best = state.best
-        if best is None or self.hardware.worker != 0:
+        if best is None:
             return error
-        folder = f"{self.logs}/{_LAST_GOOD}"
         model = join(*self._best_network(state), pretrained=self.config.weights != "none")
-        export(model, self.transform, self.classes, folder)
+        # Not among the logs: TFX removes whatever a node that fails has put out.
+        shutil.rmtree(self.last_good, ignore_errors=True)
+        export(model, self.transform, self.classes, str(self.last_good))
         return UserError(
             f"{error} The model of the best epoch before, {best.phase} {best.epoch}, is kept in "
-            f"{folder}."
+            f"{self.last_good}."
         )
 
     def _check(self) -> None:
@@ -282,6 +285,7 @@ class Training:
                 state,
                 models=models,
                 images=len(self.train),
+                evaluation_images=len(self.evaluation),
                 hardware=self.hardware,
                 logs=self.logs,
                 save=lambda: self.checkpoints.save(state),
@@ -314,19 +318,20 @@ class Training:
     ) -> tuple[tf.data.Dataset, tf.data.Dataset]:
         """What a phase trains on, from an epoch on, and is watched by: features, or images."""
         config, classes = self.config, len(self.classes)
+        batch = self._batch if self.hardware.workers == 1 else config.batch_size
         weights = class_weights(self.train.labels, classes)
         balance = Balance(weights[self._own.labels]) if config.imbalance == "resample" else None
         if one.stored is not None:
             assert features is not None
-            train = features[0].batches(self._batch, (config.seed, epoch), balance)
-            evaluation = features[1].batches(self._batch, None)
+            train = features[0].batches(batch, (config.seed, epoch), balance)
+            evaluation = features[1].batches(batch, None)
         else:
             varies = config.augmentation.varies
             augmenter = Augmenter(config.augmentation, self._scaling) if varies else None
             train = self._own.shuffled_batches(
-                self._batch, config.seed + epoch, augmenter=augmenter, balance=balance
+                batch, config.seed + epoch, augmenter=augmenter, balance=balance
             )
-            evaluation = self.evaluation.batches(self._batch)
+            evaluation = self.evaluation.batches(batch)
         plain = msgspec.structs.replace(config, augmentation=AugmentationConfig())
         return (
             to_train_on(train, classes, config, weights if config.imbalance == "weights" else None),

@@ -28,10 +28,16 @@ def start_from(saved_model: Path, models: Sequence[tf_keras.Model], classes: Seq
         classes: class names in their order.
 
     Returns:
-        Whether it was the same network; else nothing is changed, and a line of progress says so.
+        Whether it was the same network; else, or where the version is not one that `export` wrote,
+        nothing is changed, and a line of progress says so.
     """
-    known = (saved_model / LABELS).read_text(encoding="utf-8").splitlines()
-    found, made = _read(saved_model), get_weights(models)
+    try:
+        known = (saved_model / LABELS).read_text(encoding="utf-8").splitlines()
+        found, made = _read(saved_model), get_weights(models)
+    except (OSError, tf.errors.OpError) as error:
+        reason = str(error).splitlines()[0]
+        report(f"no weights in the version in service ({reason}): starting from the pretrained")
+        return False
     # The last layer has a column and a bias per class.
     shapes = [weight.shape for weight in made[:-2]]
     if len(found) != len(made) or [weight.shape for weight in found[:-2]] != shapes:

@@ -16,10 +16,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from graftline.components.progress import listen, report
+from graftline.components.trainer.cluster import (
+    announced,
+    under_way,
+    wait_for_another,
+    worker_number,
+)
 from graftline.serving.errors import UserError
 
 _PROGRESS = "graftline-progress "
@@ -29,50 +36,97 @@ _POLL = 0.2  # seconds
 _GRACE = 10  # seconds
 
 
-def train_in_workers(function: str, arguments: Mapping[str, Any], count: int, gpus: int) -> None:
+def train_in_workers(
+    function: str, arguments: Mapping[str, Any], count: int, gpus: Sequence[str]
+) -> None:
     """Runs a training in so many processes on this machine.
 
     Args:
         function: `package.module:name` of what each of them calls with the arguments.
         arguments: plain data.
         count: how many.
-        gpus: how many this machine has; they are dealt out.
+        gpus: which GPUs, as CUDA_VISIBLE_DEVICES names them; each process gets as many of them,
+            one after the other, and what does not come out even stays idle. Without any they
+            run on processors.
 
     Raises:
         UserError: this machine has not so many processors or GPUs, or a worker said so.
         RuntimeError: a worker died; has the last lines that it printed.
     """
-    most, kind = (gpus, "GPUs") if gpus else (os.cpu_count() or 1, "processors")
+    most, kind = (len(gpus), "GPUs") if gpus else (os.cpu_count() or 1, "processors")
     if count > most:
         raise UserError(
-            f"trainer.workers is {count}, and this machine has {most} {kind}: set it to {most} or "
-            "less, or name a cluster of several machines in the environment variable TF_CONFIG."
+            f"trainer.workers is {count}, and there are {most} {kind} for them: set it to {most} "
+            "or less, or name a cluster of several machines in the environment variable TF_CONFIG."
         )
-    cluster = {"worker": [f"127.0.0.1:{port}" for port in _free_ports(count)]}
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(count)]}
+    share = len(gpus) // count
     environments = []
     for number in range(count):
         task = {"type": "worker", "index": number}
-        environment = {"TF_CONFIG": json.dumps({"cluster": cluster, "task": task})}
-        if gpus:
-            dealt = range(number, gpus, count)
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, dealt))
-        environments.append(environment)
+        dealt = gpus[number * share : (number + 1) * share]
+        environments.append(
+            {
+                "TF_CONFIG": json.dumps({"cluster": cluster, "task": task}),
+                "CUDA_VISIBLE_DEVICES": ",".join(dealt),
+            }
+        )
     _run(function, arguments, environments)
 
 
-def train_as_worker(function: str, arguments: Mapping[str, Any]) -> None:
-    """Runs this machine's part in the training of a cluster, in a process of its own.
+def train_as_chief(function: str, arguments: Mapping[str, Any], folder: Path) -> None:
+    """Runs this machine's part in the training of a cluster, and lets the others do theirs.
 
-    TensorFlow joins a cluster only before it has done anything else.
+    It has a process of its own: TensorFlow joins a cluster only before it has done anything else.
 
     Args:
         function: `package.module:name` of what is called with the arguments.
         arguments: plain data.
+        folder: where the others learn of it.
 
     Raises:
         UserError, RuntimeError: as `train_in_workers`.
     """
-    _run(function, arguments, [{}])
+    with announced(folder, function, arguments):
+        _run(function, arguments, [{}])
+
+
+def take_part(folder: Path, tell: Callable[[str], None], *, once: bool) -> None:
+    """Takes this machine's part in every training that the chief announces, until interrupted.
+
+    Args:
+        folder: where it does.
+        tell: is given a line when a training begins and when it has ended.
+        once: only in the next one.
+
+    Raises:
+        UserError: this machine is no worker of a cluster.
+        RuntimeError: the only training has failed.
+    """
+    if not worker_number():
+        raise UserError(
+            "The environment variable TF_CONFIG makes this machine no worker of a cluster beside "
+            "its chief: there is no part to take. The chief starts trainings with `graftline run`."
+        )
+    token = ""
+    while not (once and token):
+        tell("waiting for the chief to train")
+        one = wait_for_another(folder, token, _POLL)
+        token = one.token
+        tell("training")
+        worker = _Worker(worker_number(), one.function, one.arguments, {})
+        try:
+            # A chief that was killed leaves its announcement until it begins the next training.
+            while worker.is_running and (under_way(folder) or one).token == token:
+                time.sleep(_POLL)
+            worker.check()
+            tell("the chief began anew" if worker.is_running else "trained")
+        except (UserError, RuntimeError) as error:
+            if once:
+                raise
+            tell(str(error))
+        finally:
+            worker.end()
 
 
 def _run(
@@ -94,7 +148,8 @@ def _run(
             worker.end()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """So many ports of this machine that nobody listens on."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for one in sockets:

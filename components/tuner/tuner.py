@@ -25,8 +25,10 @@ from keras_tuner.errors import FatalError
 
 from graftline.components.progress import report
 from graftline.components.trainer.checkpoint import Checkpoints, State
+from graftline.components.trainer.config import TrainerConfig
+from graftline.components.trainer.devices import Hardware
 from graftline.components.trainer.phases import Diverged
-from graftline.components.trainer.run import make_training
+from graftline.components.trainer.run import FOLLOWS_FROM, make_training
 from graftline.components.trainer.training import Training
 from graftline.components.tuner import space
 from graftline.components.tuner.config import TunerConfig
@@ -65,16 +67,15 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
             "transform": fn_args.transform_graph_path,
             "files": {"train": list(fn_args.train_files), "eval": list(fn_args.eval_files)},
             "logs": fn_args.working_dir,
-        }
+        },
+        Hardware.find(msgspec.convert(settings["trainer"], TrainerConfig)),
     )
     if not len(training.evaluation):
         raise UserError(
             "There is no image in the eval split: nothing to judge the trials by. Drop more images."
         )
     follows_from = {
-        **{name: settings[name] for name in ("trainer", "tuner", "image", "classes")},
-        "start_from": settings["start_from"],
-        "code": settings["features"]["code"],
+        **{name: settings[name] for name in (*FOLLOWS_FROM, "tuner")},
         "images": [training.train.digest, training.evaluation.digest],
     }
     return TunerFnResult(

@@ -27,6 +27,7 @@ _COMMANDS = {
     "run": "runs",
     "tune": "runs",
     "resume": "runs",
+    "work": "work",
     "status": "runs",
     "runs": "comparison",
     "predict": "predict",

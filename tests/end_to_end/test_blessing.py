@@ -62,6 +62,19 @@ def test_it_is_published_as_it_was_made(refused):
     assert versions(refused) == []
 
 
+def test_trained_from_the_version_then_in_service_it_is_published_after_a_rollback(published):
+    graftline(published, "run", "--force", "trainer.seed=3", "model_gate.tolerance=1")
+    spoilt = ("trainer.phases.frozen.epochs=1", "trainer.phases.frozen.rate=1e3")
+    started = ("--force", "trainer.warm_start=true", "model_gate.min_class_recall=1.0")
+    graftline(published, "run", *started, *spoilt, expect=3)
+    graftline(published, "rollback")
+
+    graftline(published, *BLESS)
+
+    assert versions(published) == [1, 2, 3]
+    assert {node.id: node.state for node in last_run(published).nodes}["Trainer"] == "cached"
+
+
 def test_without_a_refused_candidate_nothing_is_trained_in_its_place(project):
     assert "no candidate to bless" in graftline(project, *BLESS, expect=2)
     Command(project, "run", halt_in="StatisticsGen").kill(signal.SIGKILL)

@@ -152,6 +152,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Trai
             "features": {"folder": str(folder / "features"), "code": ""},
             "start_from": "",
             "checkpoints": str(folder / "checkpoints"),
+            "cluster": str(folder / "cluster"),
+            "last_good": str(folder / "last_good"),
+            "code": "",
+            "weights_digest": "",
         },
     )
     LocalDagRunner().run(
@@ -253,7 +257,8 @@ with strategy.scope():
         head,
         to_train_on(features.batches(16, (0, 0)), 2, config, None),
         to_train_on(features.batches(16, None), 2, config, None),
-        state, models=(head,), images=50, hardware=hardware, logs=sys.argv[1], save=lambda: None,
+        state, models=(head,), images=50, evaluation_images=50, hardware=hardware,
+        logs=sys.argv[1], save=lambda: None,
     )
 assert strategy.num_replicas_in_sync == 2
 assert state.best.eval_accuracy > 0.9, state.best

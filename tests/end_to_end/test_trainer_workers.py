@@ -1,5 +1,6 @@
 """Several workers on this machine: what comes of it, and what happens when one dies or errs."""
 
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from commands import Command, graftline
 from graftline.components import progress
 from graftline.components.trainer.record import TrainingRecord
-from graftline.components.trainer.workers import train_in_workers
+from graftline.components.trainer.workers import free_ports, train_in_workers
 from graftline.serving.errors import UserError
 
 pytestmark = pytest.mark.end_to_end
@@ -28,7 +29,8 @@ def number():
 
 def work(given):
     report(f"worker {number()} at work")
-    pathlib.Path(given["folder"], f"done-{number()}").touch()
+    gpus = os.environ["CUDA_VISIBLE_DEVICES"]
+    pathlib.Path(given["folder"], f"done-{number()}").write_text(gpus)
 
 def err(given):
     if number() == 1:
@@ -59,25 +61,35 @@ def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_all_work_and_the_first_one_tells_how_far_it_is(functions, tmp_path):
     lines: list[str] = []
     progress.listen(lines.append)
-    train_in_workers(f"{functions}:work", {"folder": str(tmp_path)}, 2, gpus=0)
+    train_in_workers(f"{functions}:work", {"folder": str(tmp_path)}, 2, gpus=[])
     progress.listen(None)
     assert {path.name for path in tmp_path.glob("done-*")} == {"done-0", "done-1"}
     assert lines == ["worker 0 at work"]
 
 
+def test_each_gets_as_many_gpus_as_the_others(functions, tmp_path):
+    train_in_workers(f"{functions}:work", {"folder": str(tmp_path)}, 2, gpus=["3", "4", "7"])
+    assert [(tmp_path / f"done-{n}").read_text() for n in (0, 1)] == ["3", "4"]
+
+
+def test_more_workers_than_gpus_are_refused():
+    with pytest.raises(UserError, match=r"trainer.workers is 2, and there are 1 GPUs"):
+        train_in_workers("nothing:at_all", {}, 2, gpus=["3"])
+
+
 def test_what_a_worker_says_to_the_user_is_said(functions):
     with pytest.raises(UserError, match=r"^the second one errs$"):
-        train_in_workers(f"{functions}:err", {}, 2, gpus=0)
+        train_in_workers(f"{functions}:err", {}, 2, gpus=[])
 
 
 def test_a_worker_that_dies_ends_the_training_with_its_last_lines(functions):
     with pytest.raises(RuntimeError, match=r"out of something\nWorker 1 .* ended with exit code 7"):
-        train_in_workers(f"{functions}:die", {}, 2, gpus=0)
+        train_in_workers(f"{functions}:die", {}, 2, gpus=[])
 
 
 def test_more_workers_than_processors_are_refused():
-    with pytest.raises(UserError, match=r"trainer.workers is 999, and this machine has"):
-        train_in_workers("nothing:at_all", {}, 999, gpus=0)
+    with pytest.raises(UserError, match=r"trainer.workers is 999, and there are \d+ processors"):
+        train_in_workers("nothing:at_all", {}, 999, gpus=[])
 
 
 def record_of(project: Path) -> TrainingRecord:
@@ -91,6 +103,36 @@ def test_two_workers_train_one_model_as_well_as_one(project):
     assert (record.workers, record.replicas) == (2, 2)
     assert record.exported.eval_accuracy == 1.0
     assert graftline(project, "predict", str(next((project / "..").glob("images/*/red/*.png"))))
+
+
+def test_workers_whose_training_diverges_keep_the_model_of_their_best_epoch(project):
+    phases = "[{name: frozen, epochs: 2, rate: 1e-3}, {name: odd, epochs: 2, rate: 1e37}]"
+    said = graftline(project, "run", "trainer.workers=2", f"trainer.phases={phases}", expect=2)
+    assert "The model of the best epoch before, frozen" in said
+    assert list(project.glob("tfx/last_good/saved_model.pb"))
+
+
+def test_a_cluster_of_machines_trains_one_model(project):
+    machines = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    cluster, first = {"worker": machines}, {"type": "worker", "index": 0}
+    chief = {"TF_CONFIG": json.dumps({"cluster": cluster, "task": first})}
+    other = {"TF_CONFIG": json.dumps({"cluster": cluster, "task": {**first, "index": 1}})}
+    refused = Command(project, "run", environment=other)
+    assert refused.wait() == 2
+    assert "Run `graftline work` here" in refused.output
+
+    working = Command(project, "work", "--once", environment=other)
+    running = Command(project, "run", environment=chief)
+    assert running.wait() == 0, running.output
+    assert working.wait() == 0, working.output
+    assert working.stdout.splitlines() == ["waiting for the chief to train", "training", "trained"]
+    record = record_of(project)
+    assert (record.workers, record.replicas) == (2, 2)
+    assert not list(project.glob("tfx/cluster/*"))
+
+
+def test_where_there_is_no_cluster_there_is_no_part_to_take(project):
+    assert "no part to take" in graftline(project, "work", expect=2)
 
 
 def test_a_run_whose_worker_is_killed_ends_with_the_reason_and_is_resumed(project):
@@ -122,7 +164,7 @@ def workers_of(parent: int) -> list[int]:
 def test_when_whoever_started_them_is_killed_the_workers_end_too(functions, tmp_path):
     code = f"""
         from graftline.components.trainer.workers import train_in_workers
-        train_in_workers("{functions}:wait", {{"folder": {str(tmp_path)!r}}}, 2, gpus=0)
+        train_in_workers("{functions}:wait", {{"folder": {str(tmp_path)!r}}}, 2, gpus=[])
     """
     starter = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
     while len(found := list(tmp_path.glob("pid-*"))) < 2:

@@ -18,6 +18,7 @@ import tensorflow_transform.beam as tft_beam
 import tf_keras
 from apache_beam.options.pipeline_options import PipelineOptions
 from PIL import Image
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorflow_transform.tf_metadata.dataset_metadata import DatasetMetadata
 
 from graftline.components import progress
@@ -32,6 +33,7 @@ from graftline.components.trainer.inputs import Images
 from graftline.components.trainer.network import make_head
 from graftline.components.trainer.record import TrainingRecord
 from graftline.components.trainer.run import run_fn
+from graftline.components.trainer.training import Training
 from graftline.components.trainer.warm_start import start_from
 from graftline.pipeline.preprocessing import preprocessing_fn
 from graftline.schemas import curated
@@ -138,6 +140,7 @@ def train(tmp_path_factory, transform_graph, spans, small) -> Train:
         patterns: dict[str, list[str]] | None = None,
         features: Path | None = None,
         code: str = "",
+        weights_digest: str = "",
         start_from: Path | None = None,
         classes: Sequence[str] = CLASSES,
         **settings: object,
@@ -160,6 +163,10 @@ def train(tmp_path_factory, transform_graph, spans, small) -> Train:
                     "features": {"folder": str(features or folder / "features"), "code": code},
                     "start_from": str(start_from or ""),
                     "checkpoints": str((features or folder).parent / "checkpoints"),
+                    "cluster": str(folder / "cluster"),
+                    "last_good": str(folder / "last_good"),
+                    "code": code,
+                    "weights_digest": weights_digest,
                 },
             )
         )
@@ -490,22 +497,52 @@ def test_a_training_that_was_cut_off_goes_on_after_its_last_whole_epoch(
     assert low - spread <= record.exported.eval_brier <= high + spread
 
 
-def test_a_training_that_came_to_its_end_or_has_other_settings_begins_anew(train, tmp_path):
+def goes_on(train: Train, folder: Path, **settings: object) -> bool:
+    """Whether a training takes up what another one has left."""
+    lines: list[str] = []
+    progress.listen(lines.append)
+    train(folder, None, folder.parent / "features", phases=LONG, **settings)
+    progress.listen(None)
+    return any("goes on after" in line for line in lines)
+
+
+@pytest.mark.parametrize("changed", [{"seed": 7}, {"code": "other"}, {"weights_digest": "other"}])
+def test_what_follows_from_anything_else_begins_anew(train, tmp_path, changed):
     cut_off_at("frozen 3/4", train, tmp_path / "1", phases=LONG)
-    for folder, seed in (("2", 7), ("3", 0), ("4", 0)):
-        lines: list[str] = []
-        progress.listen(lines.append)
-        train(tmp_path / folder, None, tmp_path / "features", phases=LONG, seed=seed)
-        progress.listen(None)
-        assert not any("goes on after" in line for line in lines)
+    assert not goes_on(train, tmp_path / "2", **changed)
+
+
+def test_a_training_that_came_to_its_end_begins_anew_and_leaves_no_checkpoint(train, tmp_path):
+    assert not goes_on(train, tmp_path / "1")
+    assert not goes_on(train, tmp_path / "2")
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
-def test_a_training_that_diverges_keeps_the_model_of_its_best_epoch(train, tmp_path):
+@pytest.mark.parametrize("left", [0, 100])
+def test_a_checkpoint_that_the_disk_has_torn_is_a_beginning(train, tmp_path, left):
+    cut_off_at("frozen 3/4", train, tmp_path / "1", phases=LONG)
+    [checkpoint] = (tmp_path / "checkpoints").glob("*/state.npz")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:left])
+    assert not goes_on(train, tmp_path / "2")
+
+
+def test_where_memory_is_used_up_the_error_names_what_to_lower(train, tmp_path, monkeypatch):
+    def run(training: Training, destination: str) -> None:
+        tf.ones((1 << 50,))
+
+    monkeypatch.setattr(Training, "run", run)
+    with pytest.raises(UserError, match=r"trainer.batch_size \(8\).*anew with `graftline run`"):
+        train(tmp_path)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_training_that_diverges_keeps_the_model_of_its_best_epoch(train, tmp_path, precision):
     odd = {"name": "odd", "epochs": 2, "rate": 1e38}
     with pytest.raises(UserError, match=r"odd.*best epoch before, frozen \d, is kept in") as said:
-        train(tmp_path, phases=[PHASES[0], odd])
+        train(tmp_path, phases=[PHASES[0], odd], precision=precision)
     kept = tf.saved_model.load(str(said.value).rsplit(" is kept in ", 1)[1].rstrip("."))
+    operations = kept.signatures["serving_default"].graph.get_operations()
+    assert not any(out.dtype == tf.bfloat16 for one in operations for out in one.outputs)
     answer = kept.signatures["serving_default"](image_bytes=tf.constant([picture("red", 900)]))
     assert np.isfinite(answer["scores"].numpy()).all()
 
@@ -533,6 +570,8 @@ def test_tensorboard_shows_resources_and_on_request_histograms_and_eval_images(t
     assert any(tag.startswith("weights/second_conv") for tag in tags)
     assert any(tag.startswith("gradients/second_conv") for tag in tags)
     assert any("second_conv" in tag for tag in tags if tag.startswith("activations/"))
+    shown = EventMultiplexer().AddRunsFromDirectory(str(tmp_path / "run")).Reload().Runs()
+    assert "embedding" in shown
     folder = tmp_path / "run" / "embedding"
     assert len((folder / "features.tsv").read_text().splitlines()) == 5
     assert (folder / "labels.tsv").read_text().splitlines() == [
@@ -576,6 +615,15 @@ def test_a_version_that_is_another_network_is_no_start(train, trained, tmp_path)
     assert not train(tmp_path, start_from=version, phases=PHASES, head=head).warm_start
     progress.listen(None)
     assert any("another network" in line for line in lines)
+
+
+def test_a_version_that_another_program_has_written_is_no_start(train, tmp_path):
+    (tmp_path / "foreign").mkdir()
+    lines: list[str] = []
+    progress.listen(lines.append)
+    assert not train(tmp_path, start_from=tmp_path / "foreign", phases=PHASES).warm_start
+    progress.listen(None)
+    assert any("no weights in the version in service" in line for line in lines)
 
 
 def test_classes_are_taken_over_by_name(trained):

@@ -6,8 +6,9 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
+from graftline.components.trainer.cluster import cluster_size, worker_number
 from graftline.components.trainer.config import PhaseConfig, TrainerConfig
-from graftline.components.trainer.devices import Hardware, cluster_size, worker_number
+from graftline.components.trainer.devices import Hardware, gpus_by_name
 from graftline.components.trainer.objective import make_optimizer
 from graftline.serving.errors import UserError
 
@@ -42,10 +43,32 @@ def test_hardware_that_is_not_there_is_named_with_what_to_do(settings, said):
         Hardware.find(TrainerConfig(**settings))
 
 
-def test_a_tf_config_that_is_no_json_is_named(monkeypatch):
-    monkeypatch.setenv("TF_CONFIG", "{cluster")
-    with pytest.raises(UserError, match="TF_CONFIG is no JSON"):
+@pytest.mark.parametrize("text", ["{cluster", "[]", "3"])
+def test_a_tf_config_that_is_no_json_object_is_named(monkeypatch, text):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(UserError, match="TF_CONFIG is no JSON object"):
         Hardware.find(TrainerConfig())
+
+
+@pytest.mark.parametrize(
+    ("visible", "wanted", "names"),
+    [
+        (None, None, ["0", "1", "2"]),
+        (None, [2, 0], ["2", "0"]),
+        ("4,5,7", None, ["4", "5", "7"]),
+        ("4,5,7", [1], ["5"]),
+        (None, [], []),
+    ],
+)
+def test_processes_of_their_own_get_gpus_by_the_names_that_this_one_sees(
+    monkeypatch, visible, wanted, names
+):
+    gpus = [tf.config.PhysicalDevice(f"/physical_device:GPU:{n}", "GPU") for n in range(3)]
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpus_by_name(wanted) == names
 
 
 def test_models_are_made_at_the_precision_and_the_process_goes_on_as_before():

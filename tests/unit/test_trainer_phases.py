@@ -52,6 +52,7 @@ def run(
         state,
         models=[model],
         images=len(LABELS),
+        evaluation_images=len(eval_labels),
         hardware=Hardware(tf.distribute.get_strategy(), 0, 1, "float32"),
         logs=str(folder),
         save=lambda: None,
