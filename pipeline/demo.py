@@ -24,7 +24,7 @@ _NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 # The scans are 8x8 pixels of 17 greys: enlarged so that a photograph's backbone sees strokes.
 _ENLARGED = 64
 # Digits are learnt sooner than photographs: the demo is to take minutes on two cores.
-_SHORT = ("trainer.phases.fine_tune.epochs=3",)
+_SHORT = ("trainer.phases.fine_tune.epochs=2",)
 _ACCURATE = 0.95
 MARKER = ".graftline-demo"
 
