@@ -65,17 +65,23 @@ def list_versions(root: Path) -> list[Version]:
 def _look(root: Path) -> list[Version]:
     found = [
         Version(number, "present" if loadable(path) else "incomplete", path)
-        for number, path in _numeric_children(root)
+        for number, path in numeric_children(root)
     ]
     serving = max((i for i, v in enumerate(found) if v.state == "present"), default=None)
     if serving is not None:
         found[serving] = msgspec.structs.replace(found[serving], state="in service")
-    found += [Version(n, "withdrawn", path) for n, path in _numeric_children(root / WITHDRAWN)]
+    found += [Version(n, "withdrawn", path) for n, path in numeric_children(root / WITHDRAWN)]
     return sorted(found, key=lambda version: version.number)
 
 
-def _numeric_children(folder: Path) -> list[tuple[int, Path]]:
-    """Of two equal numbers, `7` and `007`, a server serves the one whose name comes last."""
+def numeric_children(folder: Path) -> list[tuple[int, Path]]:
+    """The children that a server takes for versions, ascending; none where there is no folder.
+
+    Of two equal numbers, `7` and `007`, a server serves the one whose name comes last.
+
+    Raises:
+        OSError: the folder is there and cannot be read.
+    """
     try:
         paths = list(folder.iterdir())
     except FileNotFoundError:

@@ -1,0 +1,144 @@
+"""The HTTP server under the REST interface: uvicorn in a thread, with limits on slow clients."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from graftline.serving.server.status import Code, Failure
+
+_BACKLOG = 2048
+_LONGEST_HEAD = 512 << 10
+_IDLE_SECONDS = 60
+
+
+class HttpServer:
+    """Serves an ASGI application on a port, in a thread with an event loop of its own."""
+
+    def __init__(self, application: Any, *, read_seconds: float, grace_seconds: float) -> None:
+        """Takes what it serves; `start` opens the port.
+
+        Args:
+            application: the ASGI application.
+            read_seconds: in which the head of a request must have arrived.
+            grace_seconds: in which `stop` lets begun requests finish.
+        """
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                application,
+                http=type("_Timed", (_Protocol,), {"read_seconds": read_seconds}),
+                loop="asyncio",
+                ws="none",
+                lifespan="off",
+                interface="asgi3",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=_IDLE_SECONDS,
+                timeout_graceful_shutdown=max(1, round(grace_seconds)),
+            )
+        )
+        self._thread: threading.Thread | None = None
+
+    def start(self, address: str, port: int) -> None:
+        """Listens.
+
+        Args:
+            address: of the interface; empty for all, over IPv6 and IPv4.
+            port: TCP port.
+
+        Raises:
+            Failure: the port cannot be opened.
+        """
+        try:
+            listener = _listen(address, port)
+        except OSError as error:
+            raise Failure(
+                Code.UNAVAILABLE,
+                f"Failed to start HTTP Server at {address or 'localhost'}:{port}: {error.strerror}",
+            ) from None
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._server.serve(sockets=[listener])),
+            name="http",
+            daemon=True,
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stops listening; returns when begun requests have finished, or the grace is over."""
+        self._server.should_exit = True
+        if self._thread is not None:
+            self._thread.join()
+
+
+class _Protocol(HttpToolsProtocol):
+    """Closes connections whose request's head is too slow or too long, which uvicorn does not."""
+
+    read_seconds: float
+    _timer: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        if self._timer is not None:
+            self._head_bytes += len(data)
+            if self._head_bytes > _LONGEST_HEAD:
+                self.transport.close()
+                return
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        self._expect_head()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def _expect_head(self) -> None:
+        if self._timer is None:
+            self._timer = self.loop.call_later(self.read_seconds, self.transport.close)
+
+    def _stop_timer(self) -> None:
+        self._head_bytes = 0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _listen(address: str, port: int) -> socket.socket:
+    if not address:
+        # A machine without IPv6 gets IPv4 alone, as from the real server.
+        with contextlib.suppress(OSError):
+            return _bound(socket.AF_INET6, "::", port)
+        return _bound(socket.AF_INET, "0.0.0.0", port)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return _bound(family, address, port)
+
+
+def _bound(family: socket.AddressFamily, address: str, port: int) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address != "::"))
+        listener.bind((address, port))
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
