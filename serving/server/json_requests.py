@@ -82,7 +82,7 @@ def signature_name(document: Mapping[str, Any]) -> str:
             f"JSON Value: {_shown(document)} not formatted correctly. 'signature_name' key must be "
             "a string value."
         )
-    return _bytes(name).decode("utf-8", "replace")
+    return _utf8(name)
 
 
 def predict_inputs(
@@ -435,7 +435,7 @@ def _kind(value: Any) -> str:
 def _shown(value: Any) -> str:
     """A JSON value as the messages show it: rapidjson's pretty form, four spaces."""
     text = json.dumps(value, indent=4, ensure_ascii=False)
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 
 
 def _is_object(value: Any) -> bool:
@@ -468,12 +468,24 @@ def _bytes(text: str) -> bytes:
         raise invalid("JSON Parse error: The surrogate pair in string is invalid.") from None
 
 
+def _utf8(name: str) -> str:
+    """A name as protobuf takes it.
+
+    Raises:
+        Failure: it is no UTF-8.
+    """
+    try:
+        return _bytes(name).decode()
+    except UnicodeDecodeError:
+        raise invalid(f"{_shown(name)} is no UTF-8") from None
+
+
 def _example(value: Any) -> example_pb2.Example:
     if not isinstance(value, dict):
         raise invalid(f"Example must be JSON object but got JSON {_kind(value)}")
     example = example_pb2.Example()
     for name, content in value.items():
-        feature = example.features.feature[name]
+        feature = example.features.feature[_utf8(name)]
         for element in content if isinstance(content, list) else [content]:
             _add(feature, name, element)
     return example

@@ -58,7 +58,7 @@ def to_array(proto: Any, alias: str) -> np.ndarray:
         )
     try:
         array: np.ndarray = tf.make_ndarray(proto)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, KeyError):
         raise invalid(f"tensor parsing error: {alias}") from None
     return array
 

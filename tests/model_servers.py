@@ -1,0 +1,216 @@
+"""Tiny models, and real servers on them: processes with ports, to be asked, signalled and killed."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["graftline.serving.server.server"])
+
+PATIENCE = 60.0
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def until(condition: Callable[[], Any], what: str = "it") -> Any:
+    """Waits until a condition holds and returns its value; fails when it never does."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"{what} never came")
+
+
+def linear_model(folder: Path, add: float = 2.0) -> Path:
+    """Writes a SavedModel: y = x / 2 + add, and the same on tf.Examples with a feature `x`.
+
+    Signatures: `serving_default` (x -> y), `two` (a, b -> sum, label_bytes), `classify` (inputs ->
+    classes, scores), `regress` (inputs -> outputs), `check` (x -> y, fails below zero), `strings`
+    (text -> same), `slow` (x -> y, x[0] thousand steps, some seconds for 10).
+
+    Args:
+        folder: of the version, made here.
+        add: what is added.
+    """
+    import tensorflow as tf
+
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        x = v1.placeholder(tf.float32, [None], "x")
+        y = tf.identity(x / 2 + add, "y")
+        a, b = v1.placeholder(tf.float32, [None, 2], "a"), v1.placeholder(tf.int64, [None], "b")
+        total = tf.reduce_sum(a, 1) + tf.cast(b, tf.float32)
+        with tf.control_dependencies([v1.assert_non_negative(x, message="below zero")]):
+            checked = tf.identity(y)
+        _, matrix = tf.while_loop(
+            lambda step, _: step < tf.cast(x[0] * 1000, tf.int32),
+            lambda step, matrix: (step + 1, tf.matmul(matrix, matrix)),
+            [tf.constant(0), tf.zeros([64, 64])],
+        )
+        slow = y + matrix[0, 0]
+        text = v1.placeholder(tf.string, [None], "text")
+        examples = v1.placeholder(tf.string, [None], "examples")
+        feature = v1.parse_example(examples, {"x": v1.FixedLenFeature([], tf.float32)})["x"]
+        scores = tf.stack([feature, feature / 2 + add], 1)
+        classes = tf.tile(tf.constant([["low", "high"]]), [tf.shape(feature)[0], 1])
+
+        def signature(inputs: dict[str, Any], outputs: dict[str, Any], method: str) -> Any:
+            return v1.saved_model.build_signature_def(
+                {name: v1.saved_model.build_tensor_info(t) for name, t in inputs.items()},
+                {name: v1.saved_model.build_tensor_info(t) for name, t in outputs.items()},
+                f"tensorflow/serving/{method}",
+            )
+
+        builder = v1.saved_model.builder.SavedModelBuilder(str(folder))
+        builder.add_meta_graph_and_variables(
+            session,
+            ["serve"],
+            {
+                "serving_default": signature({"x": x}, {"y": y}, "predict"),
+                "two": signature(
+                    {"a": a, "b": b},
+                    {"sum": total, "label_bytes": tf.as_string(b)},
+                    "predict",
+                ),
+                "check": signature({"x": x}, {"y": checked}, "predict"),
+                "slow": signature({"x": x}, {"y": slow}, "predict"),
+                "strings": signature({"text": text}, {"same": text + ""}, "predict"),
+                "classify": signature(
+                    {"inputs": examples}, {"classes": classes, "scores": scores}, "classify"
+                ),
+                "regress": signature(
+                    {"inputs": examples}, {"outputs": feature / 2 + add}, "regress"
+                ),
+            },
+        )
+        builder.save()
+    return folder
+
+
+def _serve(arguments: list[str], output: Path) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream in (1, 2):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    import sys
+
+    from graftline.serving.server.__main__ import main
+
+    sys.exit(main(arguments))
+
+
+class ModelServer:
+    """A server process; asked on 127.0.0.1.
+
+    Args:
+        folder: where its output goes.
+        flags: what follows the ports on the command line.
+        ports: which of `grpc` and `rest` to open.
+    """
+
+    def __init__(self, folder: Path, *flags: str, ports: str = "grpc rest"):
+        self.grpc_port = free_port() if "grpc" in ports else 0
+        self.rest_port = free_port() if "rest" in ports else 0
+        self._output = folder / f"server-{time.monotonic_ns()}.log"
+        arguments = [
+            f"--port={self.grpc_port}",
+            f"--rest_api_port={self.rest_port}",
+            "--bind_address=127.0.0.1",
+            "--load_retry_interval_micros=100000",
+            "--max_num_load_retries=1",
+            *flags,
+        ]
+        self.process = _context.Process(target=_serve, args=(arguments, self._output))
+        self.process.start()
+
+    @property
+    def output(self) -> str:
+        """What it printed so far."""
+        return self._output.read_text() if self._output.exists() else ""
+
+    def wait_ready(self) -> ModelServer:
+        """Waits until it listens."""
+        until(lambda: self.listens() or not self.process.is_alive(), "the server")
+        assert self.process.is_alive(), self.output
+        return self
+
+    def listens(self) -> bool:
+        """Whether a connection is taken."""
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", self.rest_port or self.grpc_port), 1).close()
+            return True
+        return False
+
+    def exit_code(self) -> int:
+        """Waits for its end."""
+        self.process.join(PATIENCE)
+        assert self.process.exitcode is not None, self.output
+        return self.process.exitcode
+
+    def signal(self, number: int) -> None:
+        """Sends it a signal."""
+        os.kill(self.process.pid or 0, number)
+
+    def raw(
+        self, method: str, path: str, body: bytes | None = None, **headers: str
+    ) -> tuple[int, bytes]:
+        """Sends one HTTP request; returns status and body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.rest_port, timeout=PATIENCE)
+        with contextlib.closing(connection):
+            named = {key.replace("_", "-"): value for key, value in headers.items()}
+            connection.request(method, path, body, named)
+            response = connection.getresponse()
+            return response.status, response.read()
+
+    def get(self, path: str) -> tuple[int, Any]:
+        """A GET below `/v1/models/`; the body as data."""
+        status, body = self.raw("GET", f"/v1/models/{path}")
+        return status, json.loads(body)
+
+    def post(self, path: str, request: Any) -> tuple[int, Any]:
+        """A POST below `/v1/models/`; the body as data."""
+        status, body = self.raw("POST", f"/v1/models/{path}", json.dumps(request).encode())
+        return status, json.loads(body)
+
+    def predict(self, *instances: float, path: str = "default") -> Any:
+        """The predictions for some x, or the error."""
+        _, answer = self.post(f"{path}:predict", {"instances": list(instances)})
+        return answer.get("predictions", answer)
+
+    def states(self, model: str = "default") -> dict[int, str]:
+        """What the server says of a model's versions."""
+        status, answer = self.get(model)
+        if status != 200:
+            return {}
+        return {int(v["version"]): v["state"] for v in answer["model_version_status"]}
+
+    def until_states(self, states: dict[int, str], model: str = "default") -> None:
+        """Waits until the server says just that of a model's versions."""
+        until(lambda: self.states(model) == states, f"{states} (last: {self.states(model)})")
+
+
+@contextlib.contextmanager
+def serving(folder: Path, *flags: str, ports: str = "grpc rest") -> Iterator[ModelServer]:
+    """A server that is ready, and killed in the end."""
+    server = ModelServer(folder, *flags, ports=ports)
+    try:
+        yield server.wait_ready()
+    finally:
+        server.process.kill()
+        server.process.join()
