@@ -1,0 +1,201 @@
+"""What a client should not send: too much, too slowly, half of it, and names that are paths."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import psutil
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+from model_servers import ModelServer, linear_model, serving
+
+pytestmark = pytest.mark.end_to_end
+
+LIMIT = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
+    """A server with small limits."""
+    folder = tmp_path_factory.mktemp("server")
+    linear_model(folder / "default" / "1", add=1)
+    flags = (
+        f"--model_base_path={folder / 'default'}",
+        f"--max_request_bytes={LIMIT}",
+        "--request_read_timeout_seconds=1",
+    )
+    with serving(folder, *flags) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def still_serves(server: ModelServer) -> Iterator[None]:
+    """Whatever was sent: the next one gets an answer."""
+    yield
+    assert server.predict(0) == [1]
+    assert server.process.is_alive()
+
+
+def sent(server: ModelServer, *parts: bytes) -> bytes:
+    """Sends bytes as they are; returns all that comes back until the server closes."""
+    with socket.create_connection(("127.0.0.1", server.rest_port), timeout=60) as connection:
+        with contextlib.suppress(ConnectionError):
+            for part in parts:
+                connection.sendall(part)
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            while received := connection.recv(65536):
+                answer += received
+        return answer
+
+
+HEAD = b"POST /v1/models/default:predict HTTP/1.1\r\nHost: x\r\n"
+
+
+def test_a_body_that_says_it_is_too_long_is_not_read(server):
+    answer = sent(server, HEAD + b"Content-Length: 99999999999\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b'"error": "Request body is longer than 1048576 bytes"' in answer
+
+
+def test_a_body_that_turns_out_too_long_is_read_no_further(server):
+    chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+    answer = sent(server, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", *[chunk] * 64)
+    assert answer.startswith(b"HTTP/1.1 413 ") or answer == b""
+
+
+def test_a_packed_body_that_grows_without_end_is_refused(server):
+    import gzip
+
+    bomb = gzip.compress(b" " * (64 << 20))
+    status, body = server.raw(
+        "POST", "/v1/models/default:predict", bomb, Content_Encoding="gzip"
+    )
+    assert (status, b"longer than" in body) == (400, True)
+
+
+def test_a_body_of_the_longest_length_is_taken(server):
+    body = b'{"instances": [2]}'
+    body += b" " * (LIMIT - len(body))
+    assert server.raw("POST", "/v1/models/default:predict", body)[0] == 200
+
+
+def test_a_body_that_does_not_come_is_waited_for_only_so_long(server):
+    answer = sent(server, HEAD + b"Content-Length: 100\r\n\r\n", b'{"instances"')
+    assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("begun", [b"", b"POST", HEAD, HEAD + b"X: y"])
+def test_a_half_open_connection_is_closed(server, begun):
+    assert b"200" not in sent(server, begun)
+
+
+def test_a_head_without_end_is_cut_off(server):
+    assert sent(server, HEAD + b"X: ", *[b"y" * 65536] * 32) == b""
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [b"\x00\x01\x02", b"GET", b"GET /v1/models HTTP/9.9", b"NONSENSE / HTTP/1.1", b"\x16\x03\x01"],
+)
+def test_what_is_no_http_is_refused(server, request_line):
+    answer = sent(server, request_line + b"\r\nHost: x\r\n\r\n")
+    assert b" 200 " not in answer
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "..%2F..%2Fetc",
+        "%2e%2e",
+        "../../etc/passwd",
+        "default/../default",
+        "default%00",
+        "%ff%fe",
+        "default/versions/../1",
+        "default/versions/-1",
+        "default/versions/1e3",
+        "a" * 10_000,
+    ],
+)
+def test_a_name_is_a_name_and_never_a_path(server, name):
+    for method, path in (
+        ("GET", name),
+        ("POST", f"{name}:predict"),
+        ("POST", f"default/labels/{name}:predict"),
+    ):
+        status, _ = server.raw(method, f"/v1/models/{path}", b'{"instances": [0]}')
+        assert status in (400, 404)
+
+
+def test_a_grpc_request_that_is_too_long_is_refused(server):
+    stub = prediction_service_pb2_grpc.PredictionServiceStub(
+        grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}")
+    )
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = "default"
+    request.inputs["x"].CopyFrom(tf.make_tensor_proto(np.zeros(LIMIT, np.float32)))
+    with pytest.raises(grpc.RpcError) as error:
+        stub.Predict(request)
+    assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_a_few_bytes_do_not_become_gigabytes(server):
+    stub = prediction_service_pb2_grpc.PredictionServiceStub(
+        grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}")
+    )
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = "default"
+    request.inputs["x"].dtype = 1
+    request.inputs["x"].float_val.append(0)
+    request.inputs["x"].tensor_shape.dim.add(size=1 << 40)
+    before = psutil.Process(server.process.pid).memory_info().rss
+    with pytest.raises(grpc.RpcError) as error:
+        stub.Predict(request)
+    assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert psutil.Process(server.process.pid).memory_info().rss < before + (64 << 20)
+
+
+def test_bytes_that_are_no_message_are_refused(server):
+    channel = grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}")
+    for method in ("PredictionService/Predict", "ModelService/GetModelStatus"):
+        call = channel.unary_unary(f"/tensorflow.serving.{method}")
+        with pytest.raises(grpc.RpcError) as error:
+            call(b"\xff\xff\xff\xff no message")
+        assert error.value.code() is grpc.StatusCode.INTERNAL
+    with pytest.raises(grpc.RpcError) as error:
+        channel.unary_unary("/tensorflow.serving.SessionService/SessionRun")(b"")
+    assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+@settings(max_examples=150, deadline=None)
+@given(body=st.binary(max_size=200), verb=st.sampled_from(["predict", "classify", "regress"]))
+def test_any_body_gets_an_answer_that_is_not_the_servers_fault(server: ModelServer, body, verb):
+    status, _ = server.raw("POST", f"/v1/models/default:{verb}", body)
+    assert status in (200, 400, 404)
+
+
+@settings(max_examples=150, deadline=None)
+@given(path=st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=40))
+def test_any_path_gets_an_answer_that_is_not_the_servers_fault(server: ModelServer, path):
+    for method in ("GET", "POST"):
+        assert server.raw(method, f"/v1/{path}", b"{}")[0] in (200, 400, 404)
+
+
+def test_memory_stays_where_it_was(server, tmp_path: Path):
+    process = psutil.Process(server.process.pid)
+    for _ in range(300):
+        server.predict(*range(100))
+    before = process.memory_info().rss
+    for _ in range(1000):
+        server.predict(*range(100))
+    assert process.memory_info().rss < before + (16 << 20)

@@ -1,0 +1,164 @@
+"""TLS and mutual TLS of the gRPC port, with certificates made here."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import ssl
+from pathlib import Path
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
+
+from model_servers import ModelServer, linear_model, serving
+
+pytestmark = pytest.mark.end_to_end
+
+
+class Authority:
+    """A certificate authority."""
+
+    def __init__(self, name: str):
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self._certificate = self._sign(self._name, self._key.public_key(), authority=True)
+        self.pem = self._certificate.public_bytes(serialization.Encoding.PEM)
+
+    def issue(self, name: str) -> tuple[bytes, bytes]:
+        """A key and its certificate, as PEM."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        certificate = self._sign(subject, key.public_key(), authority=False)
+        private = key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        return private, certificate.public_bytes(serialization.Encoding.PEM)
+
+    def _sign(self, subject: x509.Name, key: object, authority: bool) -> x509.Certificate:
+        now = datetime.datetime.now(datetime.timezone.utc)
+        address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(authority, None), critical=True)
+            .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    return Authority("tests")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("models")
+    linear_model(base / "1")
+    return base
+
+
+def ssl_config(
+    folder: Path, key: bytes, certificate: bytes, authority: Authority | None = None
+) -> str:
+    lines = [("server_key", key), ("server_cert", certificate)]
+    if authority:
+        lines.append(("custom_ca", authority.pem))
+    text = "\n".join(f'{name}: "{pem.decode()}"'.replace("\n", "\\n") for name, pem in lines)
+    file = folder / "ssl.config"
+    file.write_text(text + ("\nclient_verify: true" if authority else ""))
+    return f"--ssl_config_file={file}"
+
+
+def ask(server: ModelServer, credentials: grpc.ChannelCredentials | None) -> int:
+    """How many versions the server has, or an RpcError."""
+    address = f"127.0.0.1:{server.grpc_port}"
+    channel = (
+        grpc.secure_channel(address, credentials) if credentials else grpc.insecure_channel(address)
+    )
+    request = get_model_status_pb2.GetModelStatusRequest()
+    request.model_spec.name = "default"
+    with channel:
+        stub = model_service_pb2_grpc.ModelServiceStub(channel)
+        return len(stub.GetModelStatus(request, timeout=20).model_version_status)
+
+
+def test_with_tls_only_clients_that_trust_the_certificate_are_answered(authority, base, tmp_path):
+    flag = ssl_config(tmp_path, *authority.issue("server"))
+    with serving(tmp_path, f"--model_base_path={base}", flag) as server:
+        assert ask(server, grpc.ssl_channel_credentials(authority.pem)) == 1
+        for stranger in (None, grpc.ssl_channel_credentials(Authority("other").pem)):
+            with pytest.raises(grpc.RpcError) as error:
+                ask(server, stranger)
+            assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+        # The REST port has none, as the real server's.
+        assert server.predict(2) == [3]
+
+
+def test_with_mutual_tls_only_clients_with_a_certificate_are_answered(authority, base, tmp_path):
+    flag = ssl_config(tmp_path, *authority.issue("server"), authority)
+    with serving(tmp_path, f"--model_base_path={base}", flag) as server:
+        key, certificate = authority.issue("client")
+        known = grpc.ssl_channel_credentials(authority.pem, key, certificate)
+        assert ask(server, known) == 1
+        forged = grpc.ssl_channel_credentials(authority.pem, *Authority("tests").issue("client"))
+        for stranger in (grpc.ssl_channel_credentials(authority.pem), forged):
+            with pytest.raises(grpc.RpcError) as error:
+                ask(server, stranger)
+            assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_old_versions_of_tls_are_refused(authority, base, tmp_path):
+    import socket
+
+    flag = ssl_config(tmp_path, *authority.issue("server"))
+    with serving(tmp_path, f"--model_base_path={base}", flag) as server:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        context.set_ciphers("ALL:@SECLEVEL=0")
+        context.minimum_version = ssl.TLSVersion.TLSv1
+        context.maximum_version = ssl.TLSVersion.TLSv1_1
+        with (
+            socket.create_connection(("127.0.0.1", server.grpc_port)) as connection,
+            pytest.raises((ssl.SSLError, ConnectionError)),
+        ):
+            context.wrap_socket(connection)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('server_key: "k" server_cert: "c"', "are no PEM key and its certificate"),
+        ("server_keys", "Error parsing text-format tensorflow.serving.SSLConfig"),
+        ("OTHERS KEY", "are no PEM key and its certificate"),
+        ("NO CA", "client_verify without custom_ca"),
+    ],
+)
+def test_credentials_that_do_not_work_end_the_start(authority, base, tmp_path, text, said):
+    key, certificate = authority.issue("server")
+    if text == "OTHERS KEY":
+        flag = ssl_config(tmp_path, authority.issue("other")[0], certificate)
+    elif text == "NO CA":
+        flag = ssl_config(tmp_path, key, certificate)
+        with (tmp_path / "ssl.config").open("a") as file:
+            file.write("\nclient_verify: true")
+    else:
+        (tmp_path / "ssl.config").write_text(text)
+        flag = f"--ssl_config_file={tmp_path / 'ssl.config'}"
+    server = ModelServer(tmp_path, f"--model_base_path={base}", flag)
+    assert server.exit_code() == 255
+    assert said in server.output
+    assert "PRIVATE KEY" not in server.output
