@@ -31,6 +31,7 @@ _COMMANDS = {
     "status": "runs",
     "runs": "comparison",
     "predict": "predict",
+    "serve": "serve",
     "versions": "versions",
     "rollback": "versions",
     "withdraw": "versions",

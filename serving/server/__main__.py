@@ -9,14 +9,22 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from graftline.serving.errors import UserError
 from graftline.serving.server import flags
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Runs the server until a signal ends it; returns the exit code."""
+def main(arguments: Sequence[str], ready: Callable[[], None] = lambda: None) -> int:
+    """Runs the server until a signal ends it.
+
+    Args:
+        arguments: the command line, program name excluded.
+        ready: called once the server answers.
+
+    Returns:
+        The exit code.
+    """
     if "--help" in arguments:
         print(flags.usage())
         return 0
@@ -36,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module="google")
     from graftline.serving.server.server import run
 
-    return run(parsed)
+    return run(parsed, ready)
 
 
 if __name__ == "__main__":

@@ -135,7 +135,9 @@ class Server:
             bound = 0
         if not bound:
             raise Failure(
-                Code.UNAVAILABLE, f"Failed to BuildAndStart gRPC server: cannot listen at {address}"
+                Code.UNAVAILABLE,
+                "Failed to BuildAndStart gRPC server: cannot listen at "
+                f"{address}; is another server running there?",
             )
         _log.info("Running gRPC ModelServer at %s ...", address)
 

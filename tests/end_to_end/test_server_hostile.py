@@ -77,9 +77,7 @@ def test_a_packed_body_that_grows_without_end_is_refused(server):
     import gzip
 
     bomb = gzip.compress(b" " * (64 << 20))
-    status, body = server.raw(
-        "POST", "/v1/models/default:predict", bomb, Content_Encoding="gzip"
-    )
+    status, body = server.raw("POST", "/v1/models/default:predict", bomb, Content_Encoding="gzip")
     assert (status, b"longer than" in body) == (400, True)
 
 

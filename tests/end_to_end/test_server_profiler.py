@@ -52,9 +52,7 @@ def test_tensorboards_capture_writes_a_profile_of_the_requests(server, tmp_path)
     from tensorflow.core.profiler.protobuf import xplane_pb2
 
     space = xplane_pb2.XSpace.FromString(trace.read_bytes())
-    names = {
-        meta.name for plane in space.planes for meta in plane.event_metadata.values()
-    }
+    names = {meta.name for plane in space.planes for meta in plane.event_metadata.values()}
     assert any("SessionRun" in name or "parse_example" in name or "div" in name for name in names)
 
 

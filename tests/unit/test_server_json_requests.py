@@ -273,8 +273,12 @@ _scalars = st.one_of(
 )
 _values = st.recursive(
     _scalars,
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(st.sampled_from(["x", "y", "b64"]) | st.text(max_size=3), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["x", "y", "b64"]) | st.text(max_size=3), inner, max_size=3
+        )
+    ),
     max_leaves=12,
 )
 _documents = st.dictionaries(

@@ -73,7 +73,9 @@ def test_a_padded_number_is_a_version_and_keeps_its_folder(tmp_path, name):
     assert aspired(tmp_path, specific(123)) == {123: name}
 
 
-@pytest.mark.parametrize("name", ["1.tmp", "v1", "1_new", ".1", "withdrawn", "99999999999999999999"])
+@pytest.mark.parametrize(
+    "name", ["1.tmp", "v1", "1_new", ".1", "withdrawn", "99999999999999999999"]
+)
 def test_another_name_is_none(tmp_path, name):
     version(tmp_path, name)
     assert aspired(tmp_path) == {}
