@@ -405,7 +405,9 @@ def _lossless(value: int | float, dtype: tf.DType) -> float:
     except OverflowError:
         raise invalid("JSON Parse error: Number too big to be stored in double.") from None
     if math.isfinite(number) and (
-        abs(value) > _WHOLE[dtype] if whole else abs(number) > np.finfo(dtype.as_numpy_dtype).max
+        abs(value) > _WHOLE[dtype]
+        if whole
+        else abs(number) > float(np.finfo(dtype.as_numpy_dtype).max)
     ):
         raise invalid(
             f"Cannot convert JSON value: {_shown(value)} to {_name(dtype)} without loss of "
