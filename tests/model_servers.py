@@ -1,4 +1,4 @@
-"""Tiny models, and real servers on them: processes with ports, to be asked, signalled and killed."""
+"""Tiny models, and real servers on them: processes to be asked, signalled and killed."""
 
 from __future__ import annotations
 

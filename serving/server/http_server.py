@@ -131,7 +131,9 @@ def _listen(address: str, port: int) -> socket.socket:
 
 
 def _bound(family: socket.AddressFamily, address: str, port: int) -> socket.socket:
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # Named, not left to the system: asyncio turns off Nagle's algorithm only where it sees TCP, and
+    # with it an answer waits for the client's delayed acknowledgement, 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:

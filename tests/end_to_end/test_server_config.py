@@ -12,7 +12,6 @@ import grpc
 import pytest
 from google.protobuf import text_format
 from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc
-from tensorflow_serving.config import model_server_config_pb2
 
 from model_servers import ModelServer, linear_model, serving, until
 

@@ -9,7 +9,8 @@ from graftline.serving.server.__main__ import main
 from graftline.serving.server.flags import Flags, parse
 
 # All flags of the real server: tensorflow_serving/model_servers/main.cc.
-REAL = """
+REAL = set(
+    """
 port grpc_socket_path rest_api_port rest_api_num_threads rest_api_timeout_in_ms
 rest_api_enable_cors_support enable_batching allow_version_labels_for_unavailable_models
 batching_parameters_file enable_per_model_batching_parameters model_config_file
@@ -24,12 +25,13 @@ num_tflite_pools num_tflite_interpreters_per_pool enable_signature_method_name_c
 xla_cpu_compilation_enabled xla_gpu_compilation_enabled enable_profiler
 thread_pool_factory_config_file mixed_precision skip_initialize_tpu
 enable_grpc_healthcheck_service enable_serialization_as_tensor_content
-""".split()
+""".split()  # noqa: SIM905
+)
 
 
 def test_every_flag_of_the_real_server_is_known():
     known = {field.name for field in msgspec.structs.fields(Flags)}
-    assert set(REAL) <= known
+    assert known >= REAL
     assert all(f"--{name}=" in flags.usage() for name in known)
 
 

@@ -217,7 +217,7 @@ def test_a_number_of_thousands_of_digits_is_refused():
 def test_the_signature_is_named_by_a_string():
     assert signature_name(parse(b'{"signature_name": "two"}')) == "two"
     assert signature_name(parse(b"{}")) == ""
-    with pytest.raises(Failure, match="'signature_name' key must be a string value."):
+    with pytest.raises(Failure, match="'signature_name' key must be a string value"):
         signature_name(parse(b'{"signature_name": 1}'))
 
 

@@ -1,4 +1,4 @@
-"""Loading and unloading: what is aspired to is served, and there is always something that serves."""
+"""Loading and unloading: what is aspired to is served, and something serves at all times."""
 
 import threading
 from collections.abc import Iterator

@@ -121,6 +121,6 @@ def test_a_base_path_that_is_no_folder_is_a_failure(tmp_path, kind):
     base = tmp_path / "base"
     if kind == "a file":
         base.touch()
-    with pytest.raises(Failure, match="Could not find base path .* for servable m") as failure:
+    with pytest.raises(Failure, match=r"Could not find base path .* for servable m") as failure:
         aspired(base)
     assert failure.value.code is Code.INVALID_ARGUMENT
