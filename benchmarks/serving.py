@@ -121,6 +121,12 @@ class Served:
             assert self.process.poll() is None, "the server ended"
             time.sleep(0.01)
 
+    def available(self) -> int:
+        """How many versions serve."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.rest_port)
+        connection.request("GET", "/v1/models/default")
+        return connection.getresponse().read().count(b'"AVAILABLE"')
+
     @property
     def megabytes(self) -> float:
         """Resident memory."""
@@ -180,7 +186,7 @@ def grpc_caller(port: int, image: bytes) -> Callable[[], Callable[[], None]]:
     return make
 
 
-def rest_caller(port: int, image: bytes) -> Callable[[], Callable[[], None]]:
+def rest_caller(port: int, image: bytes, version: str = "") -> Callable[[], Callable[[], None]]:
     """Makes REST callers, each with a connection that stays open."""
     import base64
 
@@ -190,7 +196,7 @@ def rest_caller(port: int, image: bytes) -> Callable[[], Callable[[], None]]:
         connection = http.client.HTTPConnection("127.0.0.1", port)
 
         def call() -> None:
-            connection.request("POST", "/v1/models/default:predict", body)
+            connection.request("POST", f"/v1/models/default{version}:predict", body)
             response = connection.getresponse()
             content = response.read()
             assert response.status == 200, content
@@ -319,10 +325,11 @@ def memory(model: Path, folder: Path, image: bytes, requests: int) -> dict[str, 
             'model_platform: "tensorflow" model_version_policy { all {} } } }'
         )
         with served(base, f"--model_config_file={config}") as server:
+            # It listens as soon as one of them is loaded.
+            while server.available() < count:
+                time.sleep(0.1)
             for number in range(1, count + 1):
-                connection = http.client.HTTPConnection("127.0.0.1", server.rest_port)
-                connection.request("GET", f"/v1/models/default/versions/{number}/metadata")
-                assert connection.getresponse().status == 200
+                rest_caller(server.rest_port, image, f"/versions/{number}")()()
             by_versions.append(server.megabytes)
     print("MB with 1, 2, 3 versions:", ", ".join(f"{mb:.0f}" for mb in by_versions))
     over: dict[int, float] = {}
