@@ -21,6 +21,9 @@ from graftline.serving.server.core import Core
 from graftline.serving.server.requests import Requests
 from graftline.serving.server.status import Code, Failure, explain, invalid
 
+# What gRPC says where there is none.
+_LONGEST_DEADLINE_SECONDS = 1e6
+
 _log = logging.getLogger(__name__)
 
 
@@ -32,21 +35,23 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
 
     def Predict(self, request: Any, context: grpc.ServicerContext) -> Any:
         """Tensors in, tensors out."""
-        return _answered(context, lambda: self._requests.predict(request))
+        return _answered(context, lambda: self._requests.predict(request, _left(context)))
 
     def Classify(self, request: Any, context: grpc.ServicerContext) -> Any:
         """tf.Examples in, classes and scores out."""
         response = classification_pb2.ClassificationResponse()
-        return _answered(context, lambda: self._requests.classify(request, response))
+        return _answered(
+            context, lambda: self._requests.classify(request, response, _left(context))
+        )
 
     def Regress(self, request: Any, context: grpc.ServicerContext) -> Any:
         """tf.Examples in, numbers out."""
         response = regression_pb2.RegressionResponse()
-        return _answered(context, lambda: self._requests.regress(request, response))
+        return _answered(context, lambda: self._requests.regress(request, response, _left(context)))
 
     def MultiInference(self, request: Any, context: grpc.ServicerContext) -> Any:
         """Several classifications and regressions of the same tf.Examples."""
-        return _answered(context, lambda: self._requests.multi_inference(request))
+        return _answered(context, lambda: self._requests.multi_inference(request, _left(context)))
 
     def GetModelMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:
         """The signatures of a version."""
@@ -104,6 +109,20 @@ def add_health(server: grpc.Server) -> health.HealthServicer:
         servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     return servicer
+
+
+def _left(context: grpc.ServicerContext) -> int:
+    """Milliseconds until the client's deadline; 0 where it has none.
+
+    Raises:
+        Failure: it has passed.
+    """
+    seconds = context.time_remaining()
+    if seconds is None or seconds > _LONGEST_DEADLINE_SECONDS:
+        return 0
+    if seconds <= 0:
+        raise Failure(Code.DEADLINE_EXCEEDED, "The deadline had passed before the request began")
+    return max(1, round(seconds * 1e3))
 
 
 def _answered(context: grpc.ServicerContext, answer: Callable[[], Any]) -> Any:

@@ -29,7 +29,10 @@ _UNKNOWN_MODEL = "unknown"
 
 
 class Requests:
-    """Answers the calls of PredictionService; safe to use from any thread."""
+    """Answers the calls of PredictionService; safe to use from any thread.
+
+    A computation is given up after `timeout_ms` milliseconds, where that is not 0.
+    """
 
     def __init__(self, core: Core, metrics: Metrics, flags: Flags, entrypoint: str) -> None:
         """Takes what requests need.
@@ -38,18 +41,15 @@ class Requests:
             core: the models.
             metrics: where requests are counted.
             flags: how the server was started.
-            entrypoint: `GRPC` or `REST`; only the latter has a timeout of the server's.
+            entrypoint: `GRPC` or `REST`.
         """
         self._core = core
         self._metrics = metrics
         self._entrypoint = entrypoint
         self._as_content = flags.enable_serialization_as_tensor_content
-        self._options = Options(
-            timeout_ms=flags.rest_api_timeout_in_ms if entrypoint == "REST" else 0,
-            check_method=flags.enable_signature_method_name_check,
-        )
+        self._check_method = flags.enable_signature_method_name_check
 
-    def predict(self, request: Any) -> predict_pb2.PredictResponse:
+    def predict(self, request: Any, timeout_ms: int = 0) -> predict_pb2.PredictResponse:
         """Answers a PredictRequest.
 
         Raises:
@@ -64,7 +64,12 @@ class Requests:
                 )
             inputs = {alias: to_array(proto, alias) for alias, proto in request.inputs.items()}
             outputs = self._predict(
-                spec.name, servable, servable.signatures[name], inputs, request.output_filter
+                spec.name,
+                servable,
+                name,
+                inputs,
+                request.output_filter,
+                self._options(timeout_ms),
             )
             response = predict_pb2.PredictResponse(model_spec=_resolved(spec.name, number, name))
             for alias, array in outputs.items():
@@ -75,12 +80,14 @@ class Requests:
         self,
         spec: Any,
         read: Callable[[Any], tuple[dict[str, np.ndarray], bool]],
+        timeout_ms: int = 0,
     ) -> tuple[dict[str, np.ndarray], bool]:
         """Answers a predict request whose inputs can only be read with the signature at hand.
 
         Args:
             spec: the ModelSpec that it is for.
             read: reads the inputs for a SignatureDef, and whether they are in rows.
+            timeout_ms: see above.
 
         Returns:
             The outputs, and whether the answer is in rows.
@@ -93,25 +100,28 @@ class Requests:
             if name not in servable.signatures:
                 raise invalid(f'Serving signature name: "{name}" not found in signature def')
             inputs, rows = read(servable.signatures[name])
-            return self._predict(spec.name, servable, servable.signatures[name], inputs), rows
+            options = self._options(timeout_ms)
+            return self._predict(spec.name, servable, name, inputs, (), options), rows
 
-    def classify(self, request: Any, response: Any) -> Any:
+    def classify(self, request: Any, response: Any, timeout_ms: int = 0) -> Any:
         """Answers a ClassificationRequest into an empty ClassificationResponse, and returns that.
 
         Raises:
             Failure: it cannot be answered.
         """
-        return self._on_examples("Classify", inference.classify, request, response)
+        return self._on_examples("Classify", inference.classify, request, response, timeout_ms)
 
-    def regress(self, request: Any, response: Any) -> Any:
+    def regress(self, request: Any, response: Any, timeout_ms: int = 0) -> Any:
         """Answers a RegressionRequest into an empty RegressionResponse, and returns that.
 
         Raises:
             Failure: it cannot be answered.
         """
-        return self._on_examples("Regress", inference.regress, request, response)
+        return self._on_examples("Regress", inference.regress, request, response, timeout_ms)
 
-    def multi_inference(self, request: Any) -> inference_pb2.MultiInferenceResponse:
+    def multi_inference(
+        self, request: Any, timeout_ms: int = 0
+    ) -> inference_pb2.MultiInferenceResponse:
         """Answers a MultiInferenceRequest.
 
         Raises:
@@ -125,7 +135,7 @@ class Requests:
             answers = self._timed(
                 spec.name,
                 "MultiInference",
-                lambda: inference.multi_inference(servable, request, self._options),
+                lambda: inference.multi_inference(servable, request, self._options(timeout_ms)),
             )
             for task, answer in zip(request.tasks, answers, strict=True):
                 name = task.model_spec.signature_name or DEFAULT_SIGNATURE
@@ -155,17 +165,24 @@ class Requests:
         self,
         model: str,
         servable: Servable,
-        signature: Any,
+        name: str,
         inputs: dict[str, np.ndarray],
-        output_filter: Any = (),
+        output_filter: Any,
+        options: Options,
     ) -> dict[str, np.ndarray]:
+        signature = servable.signatures[name]
         return self._timed(
             model,
             "Predict",
-            lambda: inference.predict(servable, signature, inputs, output_filter, self._options),
+            lambda: inference.predict(servable, signature, inputs, output_filter, options),
         )
 
-    def _on_examples(self, api: str, compute: Any, request: Any, response: Any) -> Any:
+    def _options(self, timeout_ms: int) -> Options:
+        return Options(timeout_ms, self._check_method)
+
+    def _on_examples(
+        self, api: str, compute: Any, request: Any, response: Any, timeout_ms: int
+    ) -> Any:
         spec = _spec(request)
         with (
             self._counted(spec.name, api, request.input),
@@ -175,7 +192,7 @@ class Requests:
             result = self._timed(
                 spec.name,
                 api,
-                lambda: compute(servable, signature, request.input, self._options),
+                lambda: compute(servable, signature, request.input, self._options(timeout_ms)),
             )
             response.result.CopyFrom(result)
             name = spec.signature_name or DEFAULT_SIGNATURE

@@ -226,7 +226,9 @@ class RestApplication:
         document = json_requests.parse(body)
         spec.signature_name = json_requests.signature_name(document)
         outputs, rows = self._requests.predict_json(
-            spec, lambda signature: json_requests.predict_inputs(document, signature)
+            spec,
+            lambda signature: json_requests.predict_inputs(document, signature),
+            self._flags.rest_api_timeout_in_ms,
         )
         return json_answers.predictions(outputs) if rows else json_answers.outputs(outputs)
 
@@ -234,13 +236,15 @@ class RestApplication:
         request = classification_pb2.ClassificationRequest(model_spec=spec)
         _fill(request, body)
         response = classification_pb2.ClassificationResponse()
-        return json_answers.classifications(self._requests.classify(request, response).result)
+        self._requests.classify(request, response, self._flags.rest_api_timeout_in_ms)
+        return json_answers.classifications(response.result)
 
     def _regress(self, spec: Any, body: bytes) -> bytes:
         request = regression_pb2.RegressionRequest(model_spec=spec)
         _fill(request, body)
         response = regression_pb2.RegressionResponse()
-        return json_answers.regressions(self._requests.regress(request, response).result)
+        self._requests.regress(request, response, self._flags.rest_api_timeout_in_ms)
+        return json_answers.regressions(response.result)
 
     def _metadata(self, spec: Any) -> bytes:
         with self._core.use(spec) as (number, servable):

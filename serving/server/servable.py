@@ -7,7 +7,6 @@ placeholders.
 
 from __future__ import annotations
 
-import collections
 import gc
 import threading
 from collections.abc import Mapping, Sequence
@@ -17,14 +16,15 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
+from tensorflow.python.client import pywrap_tf_session as tf_session
 
 from graftline.serving.server.flags import Flags
-from graftline.serving.server.status import explain, invalid
+from graftline.serving.server.status import Code, Failure, explain, invalid
 from graftline.serving.server.text_protos import read_text
 
-# Every set of inputs and outputs is compiled once. A client that asks for ever other subsets of
-# many outputs must not fill the memory with them.
-_MOST_CALLABLES = 64
+# The session keeps a graph, pruned and optimized, for every set of inputs and outputs. A client
+# that asks for ever other subsets of many outputs must not fill the memory with them.
+_MOST_COMPILED = 256
 
 
 class Servable(Protocol):
@@ -71,6 +71,7 @@ class SavedModel:
                 meta_graph = tf.compat.v1.saved_model.loader.load(
                     self._session, list(tags), str(folder)
                 )
+                self._session._extend_graph()
         except Exception as error:
             self.close()
             if isinstance(error, (OSError, RuntimeError, ValueError, KeyError, TypeError)):
@@ -81,43 +82,64 @@ class SavedModel:
             name: type(signature).FromString(signature.SerializeToString())
             for name, signature in meta_graph.signature_def.items()
         }
-        self._callables: collections.OrderedDict[Any, Any] = collections.OrderedDict()
+        self._outputs: dict[str, Any] = {}
+        self._compiled: set[tuple[str, ...]] = set()
         self._lock = threading.Lock()
 
     def run(
         self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str], timeout_ms: int = 0
     ) -> dict[str, np.ndarray]:
         """See `Servable`."""
-        names = tuple(sorted(feeds))
-        wanted = tuple(sorted(set(fetches)))
+        wanted = sorted(set(fetches))
+        fed = {self._output(name): array for name, array in feeds.items()}
+        fetched = [self._output(name) for name in wanted]
+        self._limit((*sorted(feeds), "", *wanted))
+        options = None
         try:
-            function = self._callable(names, wanted, timeout_ms)
-            values = function(*(feeds[name] for name in names))
+            if timeout_ms:
+                serialized = config_pb2.RunOptions(timeout_in_ms=timeout_ms).SerializeToString()
+                options = tf_session.TF_NewBufferFromString(serialized)
+            # `Session.run` without its checks of shapes, which the graph's ops make themselves.
+            values = self._session._call_tf_sessionrun(options, fed, fetched, [], None)
         except Exception as error:
             raise explain(error) from error
+        finally:
+            if options is not None:
+                tf_session.TF_DeleteBuffer(options)
         return dict(zip(wanted, values, strict=True))
 
     def close(self) -> None:
         """See `Servable`."""
-        self._callables = collections.OrderedDict()
         self._session.close()
         del self._session, self._graph
         # A graph and its session refer to each other; without this their memory stays for a while.
         gc.collect()
 
-    def _callable(self, names: tuple[str, ...], wanted: tuple[str, ...], timeout_ms: int) -> Any:
-        key = (names, wanted, timeout_ms)
+    def _output(self, name: str) -> Any:
+        found = self._outputs.get(name)
+        if found is None:
+            try:
+                found = self._graph.get_tensor_by_name(name)._as_tf_output()
+            except (KeyError, ValueError):
+                raise invalid(f"Tensor {name} is not in the graph") from None
+            self._outputs[name] = found
+        return found
+
+    def _limit(self, tensors: tuple[str, ...]) -> None:
+        """Notes a set of inputs and outputs.
+
+        Raises:
+            Failure: there are too many different ones already.
+        """
+        if tensors in self._compiled:
+            return
         with self._lock:
-            if key in self._callables:
-                self._callables.move_to_end(key)
-                return self._callables[key]
-            options = config_pb2.CallableOptions(feed=names, fetch=wanted)
-            options.run_options.timeout_in_ms = timeout_ms
-            made = self._session._make_callable_from_options(options)
-            self._callables[key] = made
-            if len(self._callables) > _MOST_CALLABLES:
-                self._callables.popitem(last=False)
-            return made
+            if len(self._compiled) == _MOST_COMPILED:
+                raise Failure(
+                    Code.RESOURCE_EXHAUSTED,
+                    f"More than {_MOST_COMPILED} different sets of outputs were asked for",
+                )
+            self._compiled.add(tensors)
 
 
 def session_config(flags: Flags) -> Any:

@@ -120,10 +120,16 @@ def test_a_computation_that_takes_too_long_is_given_up(servable):
     assert failure.value.code is Code.DEADLINE_EXCEEDED
 
 
-def test_ever_other_outputs_do_not_fill_the_memory(servable):
-    for timeout in range(1000, 1200):
-        predict(servable, 1, options=Options(timeout_ms=timeout))
-    assert len(servable._callables) <= 64
+def test_ever_other_sets_of_outputs_are_refused_at_last(model):
+    servable = load(model)
+    assert predict(servable, 1) == [2.5]
+    constants = [op for op in servable._graph.get_operations() if op.type == "Const"]
+    names = [op.outputs[0].name for op in constants[:9]]
+    with pytest.raises(Failure) as failure:
+        for bits in range(1, 1 << 9):
+            servable.run({}, [name for i, name in enumerate(names) if bits >> i & 1])
+    assert failure.value.code is Code.RESOURCE_EXHAUSTED
+    assert predict(servable, 1) == [2.5]
 
 
 def test_examples_are_classified(servable):
