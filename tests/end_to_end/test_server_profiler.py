@@ -48,11 +48,8 @@ def test_tensorboards_capture_writes_a_profile_of_the_requests(server, tmp_path)
     stop.set()
     client.join()
     (trace,) = tmp_path.glob("plugins/profile/*/*.xplane.pb")
-    from tensorflow.core.profiler.protobuf import xplane_pb2
-
-    space = xplane_pb2.XSpace.FromString(trace.read_bytes())
-    names = {meta.name for plane in space.planes for meta in plane.event_metadata.values()}
-    assert any("SessionRun" in name or "parse_example" in name or "div" in name for name in names)
+    # The model's own op, by its name in the trace.
+    assert b"truediv" in trace.read_bytes()
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "a/b"])
