@@ -138,6 +138,9 @@ def metadata(model: str, number: int, signatures: Any) -> bytes:
     described = json_format.MessageToDict(
         signatures, preserving_proto_field_name=True, **_PRINT_ALL
     )
+    for signature in described["signature_def"].values():
+        if not signature.get("defaults"):
+            signature.pop("defaults", None)  # a newer field, which the real server does not print
     return (
         b'{\n"model_spec":'
         + _printed(spec)

@@ -20,7 +20,10 @@ PACKAGES = {
     "PIL": "pillow",
     "absl": "absl-py",
     "google": "protobuf",
+    "grpc": "grpcio",
+    "grpc_health": "grpcio-health-checking",
     "sklearn": "scikit-learn",
+    "tensorflow_serving": "tensorflow-serving-api",
     "yaml": "pyyaml",
 }
 # Which folders the code of a folder may import.
