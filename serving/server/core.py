@@ -81,13 +81,22 @@ class Core:
         """Ends waiting and watching; what is loaded stays."""
         self._stopped.set()
 
-    def close(self) -> None:
-        """Unloads everything, once no request uses it any more."""
+    def close(self, seconds: float = 30.0) -> bool:
+        """Unloads everything, once no request uses it any more.
+
+        Args:
+            seconds: how long to wait for that.
+
+        Returns:
+            Whether it came to that.
+        """
         self.stop()
         for thread in self._threads:
             thread.join()
-        self._manager.close()
-        self._loader.close()
+        done = self._manager.close(seconds)
+        if done:
+            self._loader.close()
+        return done
 
     def reload(self, config: Any, wanted: Callable[[], bool]) -> None:
         """Replaces the configuration, and waits until every new model serves or cannot.

@@ -124,17 +124,25 @@ class Manager:
                 if not version.users and version.state is State.UNLOADING:
                     self._changed.notify_all()
 
-    def close(self) -> None:
-        """Unloads everything, once nothing is used any more, and ends the threads."""
+    def close(self, seconds: float = 30.0) -> bool:
+        """Unloads everything, once nothing is used any more, and ends the threads.
+
+        Args:
+            seconds: how long to wait for that.
+
+        Returns:
+            Whether it came to that; else something still runs, in threads that nobody can end.
+        """
         with self._changed:
             self._aspired = {model: {} for model in self._versions}
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not any(self._versions.values()), timeout=30)
+            done = self._changed.wait_for(lambda: not any(self._versions.values()), seconds)
             self._closing = True
             self._changed.notify_all()
         self._thread.join()
         self._loaders.shutdown(wait=False, cancel_futures=True)
         self._unloaders.shutdown(wait=False, cancel_futures=True)
+        return done
 
     def _acquire(self, model: str, number: int | None) -> _Version:
         with self._changed:

@@ -101,8 +101,8 @@ class RestApplication:
         await send({"type": "http.response.body", "body": body})
 
     def close(self) -> None:
-        """Ends the threads."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        """Ends the threads that work on no request any more."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _answer(self, scope: _Message, receive: _Receive) -> _Answer:
         path: bytes = scope["raw_path"].partition(b"?")[0]

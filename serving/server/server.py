@@ -7,6 +7,7 @@ configured model serves a version, so whoever can connect gets an answer.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import tensorflow as tf
+from grpc_health.v1 import health
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
 from graftline.serving.server import flags as command_line
@@ -31,6 +33,8 @@ from graftline.serving.server.text_protos import MonitoringConfig, read_text
 from graftline.serving.server.tls import server_credentials
 
 CANNOT_SERVE = 255
+# For unloading, after the grace in which requests may finish.
+_LAST_SECONDS = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +58,7 @@ class Server:
         self._channel_arguments = _channel_arguments(flags)
         self.core = Core(flags, self._metrics)
         self._grpc: grpc.Server | None = None
+        self._health: health.HealthServicer | None = None
         self._http: HttpServer | None = None
         self._rest: RestApplication | None = None
 
@@ -82,9 +87,15 @@ class Server:
         while not self._stopping.wait(3600):
             pass
 
-    def stop(self) -> None:
-        """Closes the ports, lets begun requests finish within the grace, unloads all models."""
+    def stop(self) -> bool:
+        """Closes the ports, lets begun requests finish within the grace, unloads all models.
+
+        Returns:
+            Whether nothing runs any more.
+        """
         self.interrupt()
+        if self._health is not None:
+            self._health.enter_graceful_shutdown()
         finished = self._grpc.stop(self._flags.shutdown_grace_seconds) if self._grpc else None
         if self._http is not None:
             self._http.stop()
@@ -92,7 +103,7 @@ class Server:
             finished.wait()
         if self._rest is not None:
             self._rest.close()
-        self.core.close()
+        return self.core.close(_LAST_SECONDS)
 
     def _start_grpc(self) -> None:
         flags = self._flags
@@ -113,7 +124,7 @@ class Server:
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(self.core), server)
         if flags.enable_grpc_healthcheck_service:
-            add_health(server)
+            self._health = add_health(server)
         if flags.enable_profiler:
             server.add_generic_rpc_handlers((Profiler(self._stopping).handler(),))
         if flags.port:
@@ -187,13 +198,23 @@ def run(flags: Flags, ready: Callable[[], None] = lambda: None) -> int:
         ready()
     except Failure as failure:
         print(f"Failed to start server. Error: {failure}", flush=True)
-        if server is not None:
-            server.stop()
+        if server is not None and not server.stop():
+            _end_at_once(CANNOT_SERVE)
         return CANNOT_SERVE
     server.wait()
     _log.info("Stopping: finishing what has begun")
-    server.stop()
+    if not server.stop():
+        _log.warning("Something did not finish within the grace and is given up")
+        _end_at_once(0)
     return 0
+
+
+def _end_at_once(code: int) -> None:
+    """Ends the process although threads still compute, which Python would wait for."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _interrupt_on_signals(server: Server) -> None:

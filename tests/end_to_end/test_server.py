@@ -537,6 +537,31 @@ def test_a_signal_lets_begun_requests_finish(models, tmp_path, number):
         assert server.exit_code() == 0
 
 
+def test_a_request_that_does_not_finish_within_the_grace_is_given_up(models, tmp_path):
+    base = tmp_path / "default"
+    publish(models, base, 1)
+    flags = (f"--model_base_path={base}", "--shutdown_grace_seconds=1")
+    with serving(tmp_path, *flags) as server:
+        pending = prediction(server).Predict.future(predict_request(100_000, signature="slow"))
+        threading.Event().wait(0.5)  # until it is under way
+        server.signal(signal.SIGTERM)
+        assert server.exit_code() == 0
+        assert pending.code() is not grpc.StatusCode.OK
+        assert "did not finish within the grace" in server.output
+
+
+def test_a_computation_ends_with_its_clients_deadline(models, tmp_path):
+    base = tmp_path / "default"
+    publish(models, base, 1)
+    with serving(tmp_path, f"--model_base_path={base}", "--grpc_max_threads=1") as server:
+        stub = prediction(server)
+        with pytest.raises(grpc.RpcError) as error:
+            stub.Predict(predict_request(100_000, signature="slow"), timeout=1)
+        assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        # The only thread is free again.
+        assert list(stub.Predict(predict_request(0)).outputs["y"].float_val) == [1]
+
+
 def test_after_a_kill_in_the_middle_of_requests_the_next_start_serves(models, tmp_path):
     base = tmp_path / "default"
     publish(models, base, 1)

@@ -73,6 +73,20 @@ def test_a_body_that_turns_out_too_long_is_read_no_further(server):
     assert answer.startswith(b"HTTP/1.1 413 ") or answer == b""
 
 
+def test_more_bodies_at_once_than_there_is_room_for_are_refused(server):
+    address = ("127.0.0.1", server.rest_port)
+    announced = HEAD + b"Content-Length: %d\r\n\r\n" % LIMIT
+    with contextlib.ExitStack() as stack:
+        answers = []
+        for _ in range(9):
+            connection = stack.enter_context(socket.create_connection(address, timeout=60))
+            connection.sendall(announced)
+            answers.append(connection)
+        codes = sorted(connection.recv(12)[-3:] for connection in answers)
+    # Eight are waited for, in vain; for the ninth there is no room.
+    assert codes == [b"408"] * 8 + [b"503"]
+
+
 def test_a_packed_body_that_grows_without_end_is_refused(server):
     import gzip
 
