@@ -267,7 +267,9 @@ def throughput(
 ) -> dict[str, Any]:
     """Rates of every way for every number of clients."""
     (folder / "batching").write_text(_BATCHING)
-    batching = ("--enable_batching", f"--batching_parameters_file={folder / 'batching'}")
+    # A request keeps its thread while it waits for its batch.
+    threads = ("--grpc_max_threads=64", "--rest_api_num_threads=64")
+    batching = ("--enable_batching", f"--batching_parameters_file={folder / 'batching'}", *threads)
     results: dict[str, Any] = {}
     for count in counts:
         found: dict[str, list[Rate]] = {}

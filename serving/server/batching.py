@@ -167,6 +167,7 @@ class Scheduler:
         self._queues: list[_Queue] = []
         self._closing = False
         count = threads or len(os.sched_getaffinity(0))
+        self._idle = count  # batches that may begin
         self._threads = [
             threading.Thread(target=self._work, name=f"batch-{i}", daemon=True)
             for i in range(count)
@@ -194,6 +195,24 @@ class Scheduler:
             queue.add(tasks)
             self._changed.notify()
 
+    def begin(self, queue: _Queue) -> bool:
+        """Whether the caller may run its request itself, at once: nothing waits, a thread is idle.
+
+        It then calls `end`. So a lone client is not handed from thread to thread.
+        """
+        with self._changed:
+            free = self._idle and not queue.parameters.timeout
+            if not free or any(other.batches for other in self._queues):
+                return False
+            self._idle -= 1
+            return True
+
+    def end(self) -> None:
+        """Says that what `begin` allowed is done."""
+        with self._changed:
+            self._idle += 1
+            self._changed.notify()
+
     def close(self) -> None:
         """Ends the threads, once every batch was run."""
         with self._changed:
@@ -209,8 +228,7 @@ class Scheduler:
                 while taken is None:
                     if self._closing and not any(queue.batches for queue in self._queues):
                         return
-                    dues = [due for queue in self._queues if (due := queue.due()) is not None]
-                    self._changed.wait(max(0.0, min(dues) - time.monotonic()) if dues else None)
+                    self._changed.wait(self._until_due())
                     taken = self._take()
             queue, tasks = taken
             if self._waited is not None:
@@ -218,15 +236,23 @@ class Scheduler:
                 for task in tasks:
                     self._waited(now - task.enqueued)
             queue.run(tasks)
+            self.end()
             del queue, tasks, taken  # the next wait may be long, and the arrays large
 
+    def _until_due(self) -> float | None:
+        dues = [due for queue in self._queues if (due := queue.due()) is not None]
+        return max(0.0, min(dues) - time.monotonic()) if dues and self._idle else None
+
     def _take(self) -> tuple[_Queue, list[_Task]] | None:
+        if not self._idle:
+            return None
         now = time.monotonic()
         for index, queue in enumerate(self._queues):
             due = queue.due()
             if due is not None and (due <= now or self._closing):
                 # Served queues go to the end, so that a busy one does not starve the others.
                 self._queues.append(self._queues.pop(index))
+                self._idle -= 1
                 return queue, queue.batches.popleft().tasks
         return None
 
@@ -266,7 +292,14 @@ class BatchingServable:
             return self._servable.run(feeds, fetches, timeout_ms)
         deadline = time.monotonic() + timeout_ms / 1e3 if timeout_ms else None
         tasks = [_Task(part, size, deadline) for part, size in self._parts(feeds, rows)]
-        self._scheduler.add(self._queue(feeds, fetches), tasks)
+        queue = self._queue(feeds, fetches)
+        if len(tasks) == 1 and self._scheduler.begin(queue):
+            try:
+                queue.run(tasks)
+            finally:
+                self._scheduler.end()
+        else:
+            self._scheduler.add(queue, tasks)
         try:
             results = [
                 task.result.result(deadline and max(0.0, deadline - time.monotonic()))
@@ -346,7 +379,7 @@ class BatchingServable:
             name: _join([task.feeds[name] for task in tasks], padding, self._parameters, name)
             for name in tasks[0].feeds
         }
-        results = self._servable.run(feeds, fetches)
+        results = self._servable.run(feeds, fetches, _time_left(tasks))
         for array in results.values():
             if not array.ndim:
                 raise Failure(Code.FAILED_PRECONDITION, "Batched output tensor has 0 dimensions")
@@ -400,6 +433,14 @@ def _padded(arrays: Sequence[np.ndarray], name: str) -> list[np.ndarray]:
         target[tuple(slice(size) for size in array.shape)] = array
         padded.append(target)
     return padded
+
+
+def _time_left(tasks: Sequence[_Task]) -> int:
+    """Milliseconds after which nobody waits for any of them; 0 where somebody waits for ever."""
+    deadlines = [task.deadline for task in tasks if task.deadline is not None]
+    if len(deadlines) < len(tasks):
+        return 0
+    return max(1, round(1e3 * (max(deadlines) - time.monotonic())))
 
 
 def _rows(feeds: _Arrays) -> int:
