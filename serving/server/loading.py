@@ -6,7 +6,8 @@ import logging
 import time
 from pathlib import Path
 
-from graftline.serving.server import batching
+from graftline.serving.server.batch_scheduler import Parameters, Scheduler
+from graftline.serving.server.batching import BatchingServable, read_parameters
 from graftline.serving.server.flags import Flags
 from graftline.serving.server.metrics import Metrics
 from graftline.serving.server.servable import SavedModel, Servable, session_config
@@ -34,15 +35,15 @@ class Loader:
         self._metrics = metrics
         self._session_config = session_config(flags)
         self._tags = flags.saved_model_tags.split(",")
-        self._scheduler: batching.Scheduler | None = None
-        self._parameters = batching.Parameters()
+        self._scheduler: Scheduler | None = None
+        self._parameters = Parameters()
         if flags.enable_batching:
             message = BatchingParameters()
             if flags.batching_parameters_file:
                 read_text(flags.batching_parameters_file, message)
-            self._parameters = batching.read_parameters(message)
+            self._parameters = read_parameters(message)
             pool = message.thread_pool_name.value or _POOL
-            self._scheduler = batching.Scheduler(
+            self._scheduler = Scheduler(
                 message.num_batch_threads.value or None, metrics.queueing(pool)
             )
 
@@ -81,8 +82,8 @@ class Loader:
             file = folder / PER_MODEL_PARAMETERS
             if not file.is_file():
                 return servable
-            parameters = batching.read_parameters(read_text(file, BatchingParameters()))
-        return batching.BatchingServable(servable, parameters, self._scheduler)
+            parameters = read_parameters(read_text(file, BatchingParameters()))
+        return BatchingServable(servable, parameters, self._scheduler)
 
     def _warm_up(self, servable: Servable, folder: Path) -> None:
         if not self._flags.enable_model_warmup:

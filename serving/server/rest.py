@@ -23,7 +23,7 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from graftline.serving.server import json_answers, json_requests
+from graftline.serving.server import json_answers, json_requests, json_values
 from graftline.serving.server.core import Core
 from graftline.serving.server.flags import Flags
 from graftline.serving.server.metrics import Metrics
@@ -223,7 +223,7 @@ class RestApplication:
         raise malformed
 
     def _predict(self, spec: Any, body: bytes) -> bytes:
-        document = json_requests.parse(body)
+        document = json_values.parse(body)
         spec.signature_name = json_requests.signature_name(document)
         outputs, rows = self._requests.predict_json(
             spec,
@@ -288,7 +288,7 @@ def _unquoted(name: bytes, what: str) -> str:
 
 
 def _fill(request: Any, body: bytes) -> None:
-    document = json_requests.parse(body)
+    document = json_values.parse(body)
     request.model_spec.signature_name = json_requests.signature_name(document)
     request.input.CopyFrom(json_requests.examples_input(document))
 

@@ -9,12 +9,8 @@ import numpy as np
 import pytest
 from google.protobuf import text_format
 
-from graftline.serving.server.batching import (
-    BatchingServable,
-    Parameters,
-    Scheduler,
-    read_parameters,
-)
+from graftline.serving.server.batch_scheduler import Parameters, Scheduler
+from graftline.serving.server.batching import BatchingServable, read_parameters
 from graftline.serving.server.status import Code, Failure, invalid
 from graftline.serving.server.text_protos import BatchingParameters
 from model_servers import until

@@ -11,12 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow.core.protobuf import meta_graph_pb2
 
-from graftline.serving.server.json_requests import (
-    examples_input,
-    parse,
-    predict_inputs,
-    signature_name,
-)
+from graftline.serving.server.json_requests import examples_input, predict_inputs, signature_name
+from graftline.serving.server.json_values import parse
 from graftline.serving.server.status import Code, Failure
 
 
@@ -195,6 +191,7 @@ def test_several_inputs_need_names():
     assert "expecting list of objects" in refused('{"instances": [1]}', **types)
     assert "expecting an object" in refused('{"inputs": [1]}', **types)
     assert refused('{"instances": [{"a": 1}]}', **types).endswith("keys must be equal to: a,b")
+    assert "not of expected type" in refused('{"instances": [{"b64": ""}]}', **types)
 
 
 def test_what_follows_the_object_is_ignored():
