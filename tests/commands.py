@@ -29,6 +29,7 @@ _PRELOADED = [
     "graftline.components.trainer.run",
     "graftline.components.tuner.tuner",
     "graftline.components.ingest.drop",
+    "graftline.serving.server.server",  # what model_servers.py wants, for there is one such list
 ]
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(_PRELOADED)

@@ -7,15 +7,23 @@ import http.client
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
+import numpy as np
+import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["graftline.serving.server.server"])
+if "commands" not in sys.modules:  # its list holds this, and there is only one
+    _context.set_forkserver_preload(["graftline.serving.server.server"])
 
 PATIENCE = 60.0
 
@@ -49,8 +57,6 @@ def linear_model(folder: Path, add: float = 2.0) -> Path:
         folder: of the version, made here.
         add: what is added.
     """
-    import tensorflow as tf
-
     v1 = tf.compat.v1
     with tf.Graph().as_default(), v1.Session() as session:
         x = v1.placeholder(tf.float32, [None], "x")
@@ -108,8 +114,6 @@ def _serve(arguments: list[str], output: Path) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream in (1, 2):
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-    import sys
-
     from graftline.serving.server.__main__ import main
 
     sys.exit(main(arguments))
@@ -214,3 +218,40 @@ def serving(folder: Path, *flags: str, ports: str = "grpc rest") -> Iterator[Mod
     finally:
         server.process.kill()
         server.process.join()
+
+
+def publish(models: Path, base: Path, *numbers: int) -> None:
+    """Copies versions into a base path, each by one rename."""
+    base.mkdir(exist_ok=True)
+    for number in numbers:
+        shutil.copytree(models / str(number), base / f"{number}.tmp")
+        (base / f"{number}.tmp").rename(base / str(number))
+
+
+def prediction(server: ModelServer, address: str = "") -> Any:
+    """A client of its PredictionService."""
+    return prediction_service_pb2_grpc.PredictionServiceStub(
+        grpc.insecure_channel(address or f"127.0.0.1:{server.grpc_port}")
+    )
+
+
+def predict_request(*x: float, signature: str = "", **spec: object) -> predict_pb2.PredictRequest:
+    """A request for some x; `spec`: name, version, label."""
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = str(spec.pop("name", "default"))
+    request.model_spec.signature_name = signature
+    if "version" in spec:
+        request.model_spec.version.value = spec["version"]
+    if "label" in spec:
+        request.model_spec.version_label = spec["label"]
+    request.inputs["x"].CopyFrom(tf.make_tensor_proto(np.float32(x)))
+    return request
+
+
+def refused(call: Any, request: object) -> tuple[grpc.StatusCode, str]:
+    """The code and the words with which a call is refused."""
+    try:
+        call(request)
+    except grpc.RpcError as error:
+        return error.code(), error.details()
+    raise AssertionError("not refused")

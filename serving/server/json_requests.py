@@ -119,7 +119,7 @@ def _rows(document: Mapping[str, Any], types: Mapping[str, tf.DType]) -> dict[st
         )
     if is_object(instances[0]):
         return _named_rows(instances, types)
-    # Of several inputs, which only a first `{"b64": …}` lets through, the missing ones are told later.
+    # Of several inputs, which only a first `{"b64": …}` lets through, the others are missed later.
     name, dtype = next(iter(types.items()))
     array = quickly(instances, dtype)
     if array is not None:
