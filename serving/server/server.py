@@ -184,7 +184,10 @@ def run(flags: Flags, ready: Callable[[], None] = lambda: None) -> int:
         The exit code: 0, or 255 where it cannot serve.
     """
     logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname).1s %(message)s", stream=sys.stderr
+        level=logging.INFO,
+        format="%(asctime)s %(levelname).1s %(message)s",
+        stream=sys.stderr,
+        force=True,  # a library that logged while it was imported has set it up already
     )
     tf.get_logger().setLevel(logging.ERROR)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
