@@ -59,6 +59,7 @@ class Core:
         self._sources: dict[str, Source] = {}
         self._labels: _Labels = {}
         self._troubles: dict[str, str] = {}
+        self._roots: list[Path] = []
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -69,7 +70,7 @@ class Core:
             Failure: the configuration is wrong, or a model cannot be served.
         """
         config = self._first_config()
-        self.roots = self._allowed_roots(config)
+        self._roots = self._allowed_roots(config)
         self._watch(self._flags.file_system_poll_wait_seconds, self._look, "base-paths")
         self.reload(config, lambda: not self._stopped.is_set())
         self._manager.set_load_threads(max(1, self._flags.num_load_threads))
@@ -139,7 +140,7 @@ class Core:
         """
         for model in config.model_config_list.config:
             path = Path(os.path.realpath(model.base_path))
-            if not any(path.is_relative_to(root) for root in self.roots):
+            if not any(path.is_relative_to(root) for root in self._roots):
                 raise Failure(
                     Code.PERMISSION_DENIED,
                     f"Model {model.name} may not be served from {model.base_path}: it is under "

@@ -28,6 +28,7 @@ from model_servers import (
     publish,
     refused,
     serving,
+    until,
 )
 
 pytestmark = pytest.mark.end_to_end
@@ -334,8 +335,9 @@ def test_metrics_have_the_real_servers_names(server):
 
 
 def test_the_log_says_where_it_listens(server):
+    last = f"Exporting HTTP/REST API at:127.0.0.1:{server.rest_port} ..."
+    until(lambda: last in server.output)
     assert f"Running gRPC ModelServer at 127.0.0.1:{server.grpc_port} ..." in server.output
-    assert f"Exporting HTTP/REST API at:127.0.0.1:{server.rest_port} ..." in server.output
 
 
 def test_a_port_that_is_taken_ends_the_start(server, models, tmp_path):
