@@ -15,7 +15,6 @@ from graftline.serving.server.status import Code, Failure
 
 _BACKLOG = 2048
 _LONGEST_HEAD = 512 << 10
-_IDLE_SECONDS = 60
 
 
 class HttpServer:
@@ -26,7 +25,8 @@ class HttpServer:
 
         Args:
             application: the ASGI application.
-            read_seconds: in which the head of a request must have arrived.
+            read_seconds: in which the head of a request must have arrived, an answer have been
+                taken, the next request on the same connection have begun.
             grace_seconds: in which `stop` lets begun requests finish.
         """
         self._server = uvicorn.Server(
@@ -41,7 +41,7 @@ class HttpServer:
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                timeout_keep_alive=_IDLE_SECONDS,
+                timeout_keep_alive=max(1, round(read_seconds)),
                 timeout_graceful_shutdown=max(1, round(grace_seconds)),
             )
         )
@@ -79,7 +79,10 @@ class HttpServer:
 
 
 class _Protocol(HttpToolsProtocol):
-    """Closes connections whose request's head is too slow or too long, which uvicorn does not."""
+    """Ends connections of clients that send a head too slowly or without end, or take no answer.
+
+    Without this uvicorn would keep them.
+    """
 
     read_seconds: float
     _timer: asyncio.TimerHandle | None = None
@@ -104,6 +107,12 @@ class _Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._stop_timer()
         super().on_headers_complete()
+
+    def timeout_keep_alive_handler(self) -> None:
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()  # closing would wait until the client has taken it all
+        else:
+            super().timeout_keep_alive_handler()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()

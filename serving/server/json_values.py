@@ -109,7 +109,7 @@ def _first_of_equal_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made if len(made) == len(pairs) else dict(reversed(pairs))
 
 
-_decoder = json.JSONDecoder(object_pairs_hook=_first_of_equal_keys, strict=False)
+_decoder = json.JSONDecoder(object_pairs_hook=_first_of_equal_keys)
 
 
 def _end_of(pattern: re.Pattern[str], text: str) -> int:
@@ -124,6 +124,7 @@ _SAID = {
     "Illegal trailing comma before end of array": "Invalid value.",
     "Expecting ':' delimiter": "Missing a colon after a name of object member.",
     "Unterminated string starting at": "Missing a closing quotation mark in string.",
+    "Invalid control character at": "Invalid encoding in string.",
     "Invalid \\escape": "Invalid escape character in string.",
     "Invalid \\escape: ": "Invalid escape character in string.",
     "Invalid \\uXXXX escape": "Incorrect hex digit after \\u escape in string.",

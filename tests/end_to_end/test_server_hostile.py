@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from model_servers import ModelServer, linear_model, serving
+from model_servers import ModelServer, linear_model, serving, until
 
 pytestmark = pytest.mark.end_to_end
 
@@ -104,6 +104,22 @@ def test_a_body_of_the_longest_length_is_taken(server):
 def test_a_body_that_does_not_come_is_waited_for_only_so_long(server):
     answer = sent(server, HEAD + b"Content-Length: 100\r\n\r\n", b'{"instances"')
     assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+def test_an_answer_that_is_not_taken_is_not_kept(server):
+    body = b'{"inputs": [' + b"1," * 500_000 + b"1]}"
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", server.rest_port))
+        client.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        port = client.getsockname()[1]
+        process = psutil.Process(server.process.pid)
+
+        def closed() -> bool:
+            peers = [c.raddr.port for c in process.net_connections("tcp") if c.raddr]
+            return port not in peers
+
+        until(closed, "the end of the connection")
 
 
 @pytest.mark.parametrize("begun", [b"", b"POST", HEAD, HEAD + b"X: y"])

@@ -162,6 +162,7 @@ def test_bytes_that_are_no_utf8_come_through():
         ('{"a": 1 "b"}', "JSON Parse error: Missing a comma or } after an object member. at"),
         ('{"instances": [x]}', "JSON Parse error: Invalid value. at offset: 15"),
         ('{"instances": ["\\q"]}', "JSON Parse error: Invalid escape character in string."),
+        ('{"instances": ["\n"]}', "JSON Parse error: Invalid encoding in string. at offset: 16"),
         ('{"instances": ["abc', "JSON Parse error: Missing a closing quotation mark in string."),
         ("[1]", "JSON Value: [\n    1\n] Is not object"),
         ('"text"', 'JSON Value: "text" Is not object'),
