@@ -51,7 +51,8 @@ def linear_model(folder: Path, add: float = 2.0) -> Path:
 
     Signatures: `serving_default` (x -> y), `two` (a, b -> sum, label_bytes), `classify` (inputs ->
     classes, scores), `regress` (inputs -> outputs), `check` (x -> y, fails below zero), `strings`
-    (text -> same), `slow` (x -> y, x[0] thousand steps, some seconds for 10).
+    (text -> same), `wide` (x -> a thousand times y), `slow` (x -> y, x[0] thousand steps, some
+    seconds for 10).
 
     Args:
         folder: of the version, made here.
@@ -96,6 +97,7 @@ def linear_model(folder: Path, add: float = 2.0) -> Path:
                     "predict",
                 ),
                 "check": signature({"x": x}, {"y": checked}, "predict"),
+                "wide": signature({"x": x}, {"y": tf.tile(y[:, None], [1, 1000])}, "predict"),
                 "slow": signature({"x": x}, {"y": slow}, "predict"),
                 "strings": signature({"text": text}, {"same": text + ""}, "predict"),
                 "classify": signature(
