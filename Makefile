@@ -5,7 +5,7 @@ TYPES := build/types/graftline
 RESOLVE := .venv/bin/uv pip compile --quiet --upgrade --no-header --no-annotate \
 	--override requirements/overrides.in --extra development --extra lite pyproject.toml
 # A file's tests share what is slow to make, a trained model for one: each file stays in one process.
-PYTEST := $(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --durations 10
+PYTEST := $(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --durations 25
 # Without compiled modules every process would compile TensorFlow anew, ten seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 

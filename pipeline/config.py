@@ -92,8 +92,15 @@ class BeamConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     options: Annotated[
         tuple[str, ...],
-        Meta(description="Options of the Beam runner, word for word."),
-    ] = ("--runner=DirectRunner", "--direct_running_mode=in_memory", "--direct_num_workers=1")
+        Meta(
+            description="Options of the Beam runner, word for word. FnApiRunner is what "
+            "DirectRunner would choose, seconds later."
+        ),
+    ] = (
+        "--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner",
+        "--direct_running_mode=in_memory",
+        "--direct_num_workers=1",
+    )
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -34,6 +34,18 @@ _PRELOADED = [
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(_PRELOADED)
 
+# What tells colours apart, without or with a pretrained network.
+FROM_SCRATCH = """
+  backbone: lenet5
+  weights: none
+  phases: [{name: all, epochs: 15, rate: 2e-3, fraction: 1.0}]
+  batch_size: 16
+"""
+PRETRAINED = """
+  phases: [{name: frozen, epochs: 20, rate: 1e-3}]
+  batch_size: 16
+"""
+
 COLOURS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (50, 60, 210)}
 
 

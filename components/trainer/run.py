@@ -74,7 +74,6 @@ def train(arguments: Mapping[str, Any]) -> None:
     Raises:
         UserError: as `run_fn`.
     """
-    leave_keras_unconverted()
     config = msgspec.convert(arguments["settings"]["trainer"], TrainerConfig)
     # First of all: TensorFlow joins a cluster only before it has done anything else.
     hardware = Hardware.find(config)
@@ -103,6 +102,7 @@ def make_training(arguments: Mapping[str, Any], hardware: Hardware) -> Training:
         arguments: what `run_fn` passes on, plain data.
         hardware: what it runs on.
     """
+    leave_keras_unconverted()
     settings, logs = arguments["settings"], arguments["logs"]
     config = msgspec.convert(settings["trainer"], TrainerConfig)
     transform = tft.TFTransformOutput(arguments["transform"])

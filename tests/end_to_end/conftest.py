@@ -6,38 +6,43 @@ from pathlib import Path
 
 import pytest
 
-from commands import draw, graftline
+from commands import FROM_SCRATCH, draw, graftline
 
-# Small and quick: the frozen phase alone tells colours apart.
-QUICK = """
+# Small and quick.
+OTHERS = """
 image: {size: 32}
-trainer: {phases: [{name: frozen, epochs: 20, rate: 1e-3}], batch_size: 16}
 drop: {eval_share: 0.15, test_share: 0.25}
 model_gate: {min_test_images: 5, resamples: 1000}
 data_gate: {shift: true}
 """
 
 
-def make_project(folder: Path) -> Path:
+def make_project(folder: Path, trainer: str = FROM_SCRATCH) -> Path:
     """A project for blobs of three colours, with one span taken in."""
     images = draw(folder / "images" / "first", 40, seed=1)
     project = folder / "project"
     graftline(folder, "init", "project", "--images", str(images), "--name", "blobs")
-    (project / "graftline.yaml").write_text(f"model: {{name: blobs}}\n{QUICK}")
+    (project / "graftline.yaml").write_text(f"model: {{name: blobs}}\ntrainer:{trainer}{OTHERS}")
     graftline(project, "drop", str(images))
     return project
 
 
+@pytest.fixture(scope="module")
+def trainer() -> str:
+    """The section `trainer` of a module's projects."""
+    return FROM_SCRATCH
+
+
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
+def project(tmp_path: Path, trainer: str) -> Path:
     """A project of its own for a test: one span, not yet trained on."""
-    return make_project(tmp_path)
+    return make_project(tmp_path, trainer)
 
 
 @pytest.fixture(scope="module")
-def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def untrained(tmp_path_factory: pytest.TempPathFactory, trainer: str) -> Path:
     """A project with one span, which the tests of a module share."""
-    return make_project(tmp_path_factory.mktemp("shared"))
+    return make_project(tmp_path_factory.mktemp("shared"), trainer)
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ BLESS = ("run", "--bless", "--reason", "a drill")
 @pytest.fixture
 def refused(project: Path) -> Path:
     """A project whose only candidate the model gate has refused."""
-    bounds = ("model_gate.min_class_recall=1.0", "trainer.phases.frozen.epochs=1")
-    graftline(project, "run", *bounds, "trainer.phases.frozen.rate=1e-9", expect=3)
+    bounds = ("model_gate.min_class_recall=1.0", "trainer.phases.all.epochs=1")
+    graftline(project, "run", *bounds, "trainer.phases.all.rate=1e-9", expect=3)
     return project
 
 
@@ -64,7 +64,7 @@ def test_it_is_published_as_it_was_made(refused):
 
 def test_trained_from_the_version_then_in_service_it_is_published_after_a_rollback(published):
     graftline(published, "run", "--force", "trainer.seed=3", "model_gate.tolerance=1")
-    spoilt = ("trainer.phases.frozen.epochs=1", "trainer.phases.frozen.rate=1e3")
+    spoilt = ("trainer.phases.all.epochs=1", "trainer.phases.all.rate=1e3")
     started = ("--force", "trainer.warm_start=true", "model_gate.min_class_recall=1.0")
     graftline(published, "run", *started, *spoilt, expect=3)
     graftline(published, "rollback")

@@ -23,6 +23,7 @@ from graftline.components.model_gate.config import ModelGateConfig
 from graftline.components.model_gate.evaluator import Executor as EvaluatorExecutor
 from graftline.components.model_gate.predictions import read_rows
 from graftline.components.verdict import Verdict
+from graftline.pipeline.config import BeamConfig
 from graftline.pipeline.evaluation import eval_config
 from graftline.schemas import curated
 from graftline.serving.errors import Refused
@@ -30,7 +31,7 @@ from graftline.serving.errors import Refused
 pytestmark = pytest.mark.end_to_end
 
 CLASSES = ["rose", "tulip", "aster"]
-BEAM = ["--runner=DirectRunner", "--direct_running_mode=in_memory", "--direct_num_workers=1"]
+BEAM = BeamConfig().options
 
 
 class Model(tf.Module):
@@ -106,7 +107,7 @@ def schema(folder: Path) -> standard_artifacts.Schema:
 
 
 def context(kind: type, folder: Path) -> object:
-    return kind.Context(beam_pipeline_args=BEAM, tmp_dir=str(folder / "tmp"), unique_id="1")
+    return kind.Context(beam_pipeline_args=[*BEAM], tmp_dir=str(folder / "tmp"), unique_id="1")
 
 
 def take_in(

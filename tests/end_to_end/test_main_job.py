@@ -8,11 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from commands import answer, graftline, last_run
+from commands import PRETRAINED, answer, graftline, last_run
 from graftline.components.verdict import Verdict
 from graftline.serving.base_path import BasePath
 
 pytestmark = pytest.mark.end_to_end
+
+
+@pytest.fixture(scope="module")
+def trainer() -> str:
+    return PRETRAINED
 
 
 def in_service(project: Path) -> int | None:

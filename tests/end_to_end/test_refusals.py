@@ -16,8 +16,8 @@ def test_a_class_below_its_bound_is_refused(project):
         "run",
         "model_gate.min_class_recall=1.0",
         "model_gate.min_accuracy=0",
-        "trainer.phases.frozen.epochs=1",
-        "trainer.phases.frozen.rate=1e-9",
+        "trainer.phases.all.epochs=1",
+        "trainer.phases.all.rate=1e-9",
         expect=3,
     )
     assert "recall" in output

@@ -26,6 +26,7 @@ from graftline.components.trainer.backbones import build
 from graftline.components.trainer.backbones.registry import BACKBONES
 from graftline.components.trainer.config import ImageConfig, TrainerConfig
 from graftline.components.trainer.record import TrainingRecord
+from graftline.pipeline.config import BeamConfig
 from graftline.pipeline.preprocessing import preprocessing_config
 from graftline.schemas import curated
 
@@ -164,7 +165,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Trai
             str(folder / "root"),
             components=[examples, schema_gen, transform, trainer],
             metadata_connection_config=sqlite_metadata_connection_config(str(folder / "db")),
-            beam_pipeline_args=["--runner=DirectRunner", "--direct_running_mode=in_memory"],
+            beam_pipeline_args=[*BeamConfig().options],
         )
     )
     [model] = (folder / "root" / "Trainer" / "model").glob("*/Format-Serving")

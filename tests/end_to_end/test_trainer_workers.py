@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import Command, graftline
+from commands import PRETRAINED, Command, graftline
 from graftline.components import progress
 from graftline.components.trainer.record import TrainingRecord
 from graftline.components.trainer.workers import free_ports, train_in_workers
@@ -97,6 +97,7 @@ def record_of(project: Path) -> TrainingRecord:
     return TrainingRecord.read(str(folder))
 
 
+@pytest.mark.parametrize("trainer", [PRETRAINED])
 def test_two_workers_train_one_model_as_well_as_one(project):
     graftline(project, "run", "trainer.workers=2")
     record = record_of(project)
@@ -106,9 +107,10 @@ def test_two_workers_train_one_model_as_well_as_one(project):
 
 
 def test_workers_whose_training_diverges_keep_the_model_of_their_best_epoch(project):
-    phases = "[{name: frozen, epochs: 2, rate: 1e-3}, {name: odd, epochs: 2, rate: 1e37}]"
+    one, odd = "name: one, epochs: 2, rate: 1e-3", "name: odd, epochs: 2, rate: 1e37"
+    phases = f"[{{{one}, fraction: 1.0}}, {{{odd}, fraction: 1.0}}]"
     said = graftline(project, "run", "trainer.workers=2", f"trainer.phases={phases}", expect=2)
-    assert "The model of the best epoch before, frozen" in said
+    assert "The model of the best epoch before, one" in said
     assert list(project.glob("tfx/last_good/saved_model.pb"))
 
 
@@ -136,7 +138,7 @@ def test_where_there_is_no_cluster_there_is_no_part_to_take(project):
 
 
 def test_a_run_whose_worker_is_killed_ends_with_the_reason_and_is_resumed(project):
-    long = ("trainer.workers=2", "trainer.phases.frozen.epochs=5000", "trainer.patience=5000")
+    long = ("trainer.workers=2", "trainer.phases.all.epochs=5000", "trainer.patience=5000")
     running = Command(project, "run", *long)
     while not list(project.glob("tfx/checkpoints/*/state.npz")):
         assert running.process.is_alive(), running.output

@@ -35,6 +35,7 @@ from graftline.components.trainer.record import TrainingRecord
 from graftline.components.trainer.run import run_fn
 from graftline.components.trainer.training import Training
 from graftline.components.trainer.warm_start import start_from
+from graftline.pipeline.config import BeamConfig
 from graftline.pipeline.preprocessing import preprocessing_fn
 from graftline.schemas import curated
 from graftline.serving.errors import UserError
@@ -105,7 +106,7 @@ def transform_graph(tmp_path_factory: pytest.TempPathFactory, small: str) -> str
     folder = tmp_path_factory.mktemp("transform_graph")
     config = {"image": {"size": SIZE}, "backbone": small, "classes": CLASSES}
     schema = DatasetMetadata(curated.build(CLASSES))
-    options = PipelineOptions(["--runner=DirectRunner", "--direct_running_mode=in_memory"])
+    options = PipelineOptions([*BeamConfig().options])
     with beam.Pipeline(options=options) as pipeline, tft_beam.Context(str(folder / "temporary")):
         function = functools.partial(preprocessing_fn, custom_config=config)
         analyzed = (pipeline | beam.Create([]), schema) | tft_beam.AnalyzeDataset(function)

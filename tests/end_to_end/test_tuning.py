@@ -9,12 +9,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from commands import Command, draw, graftline, last_run
+from commands import PRETRAINED, Command, draw, graftline, last_run
 from graftline.pipeline import run_record
 
 pytestmark = pytest.mark.end_to_end
 
 SPACE = "tuner.space={head.dropout: {min: 0.0, max: 0.6}, head.hidden: [[], [16]]}"
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    return PRETRAINED
 
 
 @pytest.fixture(scope="module")
