@@ -25,6 +25,7 @@ from graftline.components.settings import set_value
 from graftline.components.trainer.backbones import registry
 from graftline.components.trainer.config import ImageConfig, TrainerConfig
 from graftline.components.tuner.config import TunerConfig
+from graftline.serving.config import ServingConfig
 from graftline.serving.errors import UserError
 
 FILE_NAME = "graftline.yaml"
@@ -115,6 +116,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     trainer: TrainerConfig = TrainerConfig()
     tuner: TunerConfig = TunerConfig()
     model_gate: ModelGateConfig = ModelGateConfig()
+    serving: ServingConfig = ServingConfig()
     beam: BeamConfig = BeamConfig()
 
     def __post_init__(self) -> None:

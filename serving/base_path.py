@@ -25,7 +25,7 @@ from pathlib import Path
 
 import msgspec
 
-from graftline.serving import history, manifest, model_card
+from graftline.serving import history, manifest, model_card, models_config
 from graftline.serving.errors import UserError
 from graftline.serving.file_system import copy_tree, explained, locked, sync, write
 from graftline.serving.history import Change, Event
@@ -62,15 +62,30 @@ class BasePath:
             UserError: the folder cannot be read.
         """
         with explained(f"Cannot list the versions in {self.root}"):
-            return list_versions(self.root)
+            found = list_versions(self.root)
+            held = models_config.held(self.root)
+        if not any(v.number == held and v.state == "present" for v in found):
+            return found
+        moved = {"in service": "present", "present": "in service"}
+        return [
+            msgspec.structs.replace(v, state=moved[v.state])
+            if v.state == "in service" or (v.number, v.state) == (held, "present")
+            else v
+            for v in found
+        ]
 
     def in_service(self) -> int | None:
-        """The version that a server which watches the base path serves: the highest complete one.
+        """The version that answers: the highest complete one, or the one that servers are held at.
 
-        Whatever needs to know what serves asks here, so that a version pinned in a server's
-        configuration has one place to be looked up in.
+        A server that watches the base path serves the highest; one with a `models.config` may be
+        pinned to another, or that may carry the label `stable`. Whatever needs to know asks here.
         """
         return next((v.number for v in self.versions() if v.state == "in service"), None)
+
+    def highest(self) -> int | None:
+        """The highest complete version, which servers that are not held serve."""
+        numbers = (v.number for v in self.versions() if v.state in ("in service", "present"))
+        return max(numbers, default=None)
 
     def folder(self, number: int | None = None) -> Path:
         """The folder of a version that is not withdrawn, by default of the one in service.
@@ -84,7 +99,10 @@ class BasePath:
                 f"Nothing is published in {self.root} yet. `graftline run` publishes a first "
                 "version."
             )
-        return self._choose(versions, versions[-1].number if number is None else number)[-1].path
+        if number is None:
+            number = next((v.number for v in versions if v.state == "in service"), None)
+            assert number is not None
+        return self._choose(versions, number)[-1].path
 
     def history(self) -> list[Event]:
         """Every recorded change, oldest first.
@@ -143,8 +161,9 @@ class BasePath:
                     f"Version {number} is the only one in {self.root} that can be served; without "
                     "it a server has nothing to serve. Publish or restore another one first."
                 )
+            self._require_unneeded({number})
             self._move([(v.path, self._withdrawn) for v in present])
-            return self._record("withdrawn", number, reason, withdrawn=(number,))
+            return self.record("withdrawn", number, reason, withdrawn=(number,))
 
     def restore(self, number: int, reason: str = "") -> Event | None:
         """Puts a withdrawn version back; None when it is there already.
@@ -158,7 +177,7 @@ class BasePath:
                 return None
             self._require_sound(chosen)
             self._move([(v.path, self.root) for v in chosen])
-            return self._record("restored", number, reason)
+            return self.record("restored", number, reason)
 
     def rollback(self, to: int | None = None, reason: str = "") -> Event | None:
         """Goes to another version by withdrawing every one above it; None when it serves already.
@@ -177,20 +196,21 @@ class BasePath:
         with self._changing("Cannot roll back"):
             versions = self.versions()
             if to is None:
-                to = self._below_service(versions)
+                to = self.below_service()
             target = self._choose(versions, to)
             self._require_sound(target)
             back = [v for v in target if v.state == "withdrawn"]
             above = [v for v in versions if v.number > to and v.state != "withdrawn"]
             if not back and not above:
                 return None
+            self._require_unneeded({v.number for v in above})
             # Ascending, so that the version in service goes last: until then it serves, and then
             # the target is the highest.
             self._move(
                 [(v.path, self.root) for v in back] + [(v.path, self._withdrawn) for v in above]
             )
             withdrawn = tuple(sorted({v.number for v in above}))
-            return self._record("rolled back", to, reason, withdrawn)
+            return self.record("rolled back", to, reason, withdrawn)
 
     def verify(self, number: int | None = None) -> dict[int, list[Problem]]:
         """Recomputes the hashes of one version, or of all, withdrawn ones included.
@@ -221,7 +241,13 @@ class BasePath:
             )
         return chosen
 
-    def _below_service(self, versions: Sequence[Version]) -> int:
+    def below_service(self) -> int:
+        """The version to go back to from the one in service.
+
+        Raises:
+            UserError: there is none.
+        """
+        versions = self.versions()
         serving = next((v for v in versions if v.state == "in service"), None)
         if serving is None:
             raise UserError(
@@ -237,6 +263,32 @@ class BasePath:
                 "goes to one of them."
             )
         return below
+
+    def require_servable(self, number: int) -> None:
+        """Refuses a version that servers cannot be told to serve.
+
+        Raises:
+            UserError: there is no such version, it is withdrawn, or not what was published.
+        """
+        chosen = [v for v in self._choose(self.versions(), number) if v.state != "withdrawn"]
+        if not chosen:
+            raise UserError(
+                f"Version {number} is withdrawn, so no server sees it. `graftline restore "
+                f"{number}` puts it back."
+            )
+        self._require_sound(chosen)
+
+    def _require_unneeded(self, numbers: set[int]) -> None:
+        """Refuses to take versions away that `models.config` tells servers to serve."""
+        needed = models_config.needed(self.root) & numbers
+        if needed:
+            number = max(needed)
+            raise UserError(
+                f"Servers are told to serve version {number} ({self.root.parent}/"
+                f"{models_config.FILE_NAME}), so it is not taken away from them. Have them serve "
+                "another first: `graftline promote V` or `graftline pin V`; `graftline rollback` "
+                "does both."
+            )
 
     def _require_sound(self, chosen: Sequence[Version]) -> None:
         """Refuses to put a version in service that is not what was published."""
@@ -345,9 +397,9 @@ class BasePath:
         if self._publication(number) is None:
             [version, *_] = self._choose(self.versions(), number)
             digest = manifest.hash_file(version.path / manifest.FILE_NAME).sha256
-            self._record("published", number, "", manifest_sha256=digest)
+            self.record("published", number, "", manifest_sha256=digest)
 
-    def _record(
+    def record(
         self,
         what: Change,
         number: int,
@@ -355,6 +407,15 @@ class BasePath:
         withdrawn: tuple[int, ...] = (),
         manifest_sha256: str = "",
     ) -> Event:
+        """Appends a change that was made to the history.
+
+        Args:
+            what: the change.
+            number: the version that it named or ended at.
+            reason: why, in the words of whoever made it.
+            withdrawn: versions that were withdrawn with it.
+            manifest_sha256: of a publication.
+        """
         event = Event(
             when=history.now(),
             who=history.whoami(),

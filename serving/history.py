@@ -19,7 +19,17 @@ from graftline.serving.file_system import sync
 
 FILE_NAME = "history.jsonl"
 
-Change = Literal["published", "withdrawn", "restored", "rolled back"]
+Change = Literal[
+    "published",
+    "withdrawn",
+    "restored",
+    "rolled back",
+    "pinned",
+    "unpinned",
+    "promoted",
+    "canary",
+    "canary ended",
+]
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

@@ -34,6 +34,11 @@ _COMMANDS = {
     "serve": "serve",
     "versions": "versions",
     "rollback": "versions",
+    "serve-config": "switching",
+    "pin": "switching",
+    "unpin": "switching",
+    "promote": "switching",
+    "canary": "switching",
     "withdraw": "versions",
     "restore": "versions",
     "verify": "versions",
@@ -50,7 +55,7 @@ class _Commands(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module = importlib.import_module(f"graftline.pipeline.cli.{_COMMANDS[cmd_name]}")
-        return getattr(module, cmd_name)
+        return getattr(module, cmd_name.replace("-", "_"))
 
 
 @click.group(cls=_Commands)

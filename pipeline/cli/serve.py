@@ -11,6 +11,7 @@ import click
 from graftline.pipeline.cli.project_command import project_command
 from graftline.pipeline.project import Project
 from graftline.serving.base_path import BasePath
+from graftline.serving.models_config import ModelsConfig
 
 _PORT = click.IntRange(0, 65535)
 
@@ -29,6 +30,8 @@ def serve(
     project: Project, as_json: bool, host: str, port: int, rest_port: int, flags: tuple[str, ...]
 ) -> None:
     """Serve the version in service, and every one published later, until Ctrl-C.
+
+    Where there is a models.config (`graftline serve-config`), what it says is served.
 
     What stands behind `--` goes to the server: TensorFlow Serving's flags, such as
     --enable_batching.
@@ -55,9 +58,17 @@ def serve(
             print(f"Try:  echo {body} | curl -s -d @- {rest}:predict")
         print("Stop: Ctrl-C", flush=True)
 
+    config = ModelsConfig(base_path.root)
+    if config.path.exists() and config.read() is not None and not project.config.serving.mounted_at:
+        served = [
+            f"--model_config_file={config.path}",
+            "--model_config_file_poll_wait_seconds=1",
+            "--allow_version_labels_for_unavailable_models=true",
+        ]
+    else:
+        served = [f"--model_name={name}", f"--model_base_path={base_path.root}"]
     arguments = [
-        f"--model_name={name}",
-        f"--model_base_path={base_path.root}",
+        *served,
         f"--bind_address={host}",
         f"--port={port}",
         f"--rest_api_port={rest_port}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import datetime
 import sys
 from collections.abc import Sequence
 
@@ -9,16 +11,25 @@ import click
 import msgspec
 
 from graftline.pipeline.cli.project_command import project_command
+from graftline.pipeline.cli.switching import (
+    print_switched,
+    reason_option,
+    switchboard,
+    wait_option,
+)
 from graftline.pipeline.project import Project
+from graftline.serving import history, traffic
 from graftline.serving.base_path import BasePath
 from graftline.serving.history import Event
 from graftline.serving.manifest import Manifest
+from graftline.serving.models_config import Choice, told
+from graftline.serving.server_states import Servers, ServerState
+from graftline.serving.traffic import CANARY, Traffic
 from graftline.serving.versions import Version
 
-_NUMBERS = ("version", "accuracy", "size")
+_NUMBERS = ("version", "age", "accuracy", "size")
 _STYLES = {"in service": "bold green", "withdrawn": "dim", "incomplete": "red", "present": ""}
 
-_reason = click.option("--reason", default="", metavar="TEXT", help="Why, for the history.")
 _version = click.argument("version", type=int)
 
 
@@ -27,12 +38,18 @@ def versions(project: Project, as_json: bool) -> None:
     """List the published versions and which one is in service."""
     base_path = BasePath(project.base_path)
     found = base_path.versions()
+    choice, split = told(base_path.root), traffic.read(base_path.root)
+    servers = Servers(project.config.serving.servers, base_path.root.name)
+    states = servers.ask(tuple(choice.labels))
     if as_json:
         _print_json(
             {
                 "base_path": str(base_path.root),
                 "in_service": base_path.in_service(),
+                "labels": choice.labels,
+                "canary_percent": split.canary_percent if split.canary else None,
                 "versions": [_as_data(version) for version in found],
+                "servers": states,
                 "history": base_path.history(),
             }
         )
@@ -40,7 +57,12 @@ def versions(project: Project, as_json: bool) -> None:
     if not found:
         print(f"Nothing is published in {base_path.root} yet. Next: graftline run")
         return
-    _print_versions(base_path.root.name, found)
+    _print_versions(base_path.root.name, found, choice, split, states)
+    for state in states:
+        if state.failure:
+            print(f"{state.address} {state.failure}")
+        elif trouble := _differs(state, base_path.in_service(), choice):
+            print(f"{state.address} {trouble}")
     if changes := base_path.history():
         last = changes[-1]
         why = f": {last.reason}" if last.reason else ""
@@ -58,15 +80,16 @@ def versions(project: Project, as_json: bool) -> None:
 
 @project_command("rollback")
 @click.option("--to", type=int, metavar="V", help="Default: the one below the one in service.")
-@_reason
-def rollback(project: Project, as_json: bool, to: int | None, reason: str) -> None:
+@reason_option
+@wait_option
+def rollback(project: Project, as_json: bool, to: int | None, reason: str, wait: bool) -> None:
     """Go back a version: withdraw the one in service and every one above the target."""
-    _print_change(project, as_json, BasePath(project.base_path).rollback(to, reason), to)
+    print_switched(project, as_json, switchboard(project, wait).rollback(to, reason))
 
 
 @project_command("restore")
 @_version
-@_reason
+@reason_option
 def restore(project: Project, as_json: bool, version: int, reason: str) -> None:
     """Put a withdrawn version back."""
     _print_change(project, as_json, BasePath(project.base_path).restore(version, reason), version)
@@ -74,7 +97,7 @@ def restore(project: Project, as_json: bool, version: int, reason: str) -> None:
 
 @project_command("withdraw")
 @_version
-@_reason
+@reason_option
 def withdraw(project: Project, as_json: bool, version: int, reason: str) -> None:
     """Take one version away from servers, without deleting it."""
     _print_change(project, as_json, BasePath(project.base_path).withdraw(version, reason), version)
@@ -126,17 +149,61 @@ def _as_data(version: Version) -> dict[str, object]:
     return data
 
 
-def _print_versions(model: str, found: Sequence[Version]) -> None:
+def _print_versions(
+    model: str,
+    found: Sequence[Version],
+    choice: Choice,
+    split: Traffic,
+    states: Sequence[ServerState],
+) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(title=model, title_justify="left", box=None)
-    for column in ("version", "state", "created (UTC)", "spans", "accuracy", "size", "run"):
-        table.add_column(column, justify="right" if column in _NUMBERS else "left")
+    columns = ["version", "state"]
+    columns += ["labels"] if choice.labels else []
+    columns += ["on servers"] if states else []
+    columns += ["created (UTC)", "age", "spans", "accuracy", "size", "run"]
+    table = Table(
+        *(Column(name, justify="right" if name in _NUMBERS else "left") for name in columns),
+        title=model,
+        title_justify="left",
+        box=None,
+    )
     for version in found:
-        details = _details(version.manifest)
-        table.add_row(str(version.number), version.state, *details, style=_STYLES[version.state])
+        cells = [str(version.number), version.state]
+        if choice.labels:
+            cells.append(_labels(version.number, choice, split))
+        if states:
+            cells.append(_on_servers(version.number, states))
+        table.add_row(*cells, *_details(version.manifest), style=_STYLES[version.state])
     Console(markup=False, emoji=False, highlight=False).print(table)
+
+
+def _labels(number: int, choice: Choice, split: Traffic) -> str:
+    """The labels of a version, with the canary's share of the callers."""
+    return ", ".join(
+        f"{label} {split.canary_percent:g}%" if label == CANARY and split.canary else label
+        for label, version in choice.labels.items()
+        if version == number
+    )
+
+
+def _on_servers(number: int, states: Sequence[ServerState]) -> str:
+    """What the servers say of a version, as `2 AVAILABLE`; with one server without the count."""
+    said = collections.Counter(
+        "cannot be asked" if state.failure else state.versions.get(number, "-") for state in states
+    )
+    if len(states) == 1:
+        return next(iter(said))
+    return ", ".join(f"{count} {what}" for what, count in said.most_common())
+
+
+def _differs(state: ServerState, in_service: int | None, choice: Choice) -> str:
+    """How a server's state differs from what it should be."""
+    if in_service is not None and in_service not in state.available:
+        return f"does not serve version {in_service} (yet)."
+    moved = [label for label, v in choice.labels.items() if state.labels.get(label) != v]
+    return f"has the label {moved[0]} elsewhere (yet)." if moved else ""
 
 
 def _details(manifest: Manifest | None) -> tuple[str, ...]:
@@ -144,11 +211,21 @@ def _details(manifest: Manifest | None) -> tuple[str, ...]:
         return ()
     return (
         f"{manifest.created:%Y-%m-%d %H:%M}",
+        _age(manifest.created),
         manifest.span_ranges,
         "" if manifest.accuracy is None else f"{manifest.accuracy:.3f}",
         f"{manifest.size / 1e6:.1f} MB",
         manifest.run_id,
     )
+
+
+def _age(created: datetime.datetime) -> str:
+    """The time since then in its largest unit."""
+    seconds = max(0, int((history.now() - created).total_seconds()))
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length} {unit}"
+    return f"{seconds} s"
 
 
 def _print_change(
