@@ -110,7 +110,7 @@ class Switchboard:
             before = self._before()
             if before == Choice():
                 return Switched(None)
-            newest = self._base_path.highest()
+            newest = self._newest()
             with self._undone(before):
                 self._split(Traffic())
                 self._file.replace(Choice())
@@ -232,12 +232,12 @@ class Switchboard:
             self._file.replace(after)
             self._split(self._split_of(after, percent))
             return ""
-        now = before.versions or tuple(filter(None, [self._base_path.highest()]))
+        now = before.versions or (self._newest(),)
         # What carries a label keeps it until no caller asks for it any more.
         old_canary = before.canary if after.canary is None else after.canary
         beside = after.with_labels(canary=old_canary).loading(*now, *after.versions)
         with self._undone(before):
-            loaded = set(after.versions) or {self._base_path.highest()}
+            loaded = set(after.versions or now)
             self._file.replace(before.loading(*now, *after.versions))
             self._await(lambda state: loaded <= state.available, f"{_named(loaded)} loaded")
             self._file.replace(beside)
@@ -256,6 +256,20 @@ class Switchboard:
         except UserError as late:
             return f"Done, but: {late}"
         return ""
+
+    def _newest(self) -> int:
+        """The version that servers serve that are told none.
+
+        Raises:
+            UserError: there is none.
+        """
+        newest = self._base_path.highest()
+        if newest is None:
+            raise UserError(
+                f"There is no version in {self._base_path.root} that could be served. `graftline "
+                "run` publishes one."
+            )
+        return newest
 
     def _split_of(self, choice: Choice, percent: float | None) -> Traffic:
         if percent is None:
@@ -339,9 +353,9 @@ class Switchboard:
         return Switched(event, self._servers.addresses, warning)
 
 
-def _answers_with(number: int | None) -> Callable[[ServerState], bool]:
+def _answers_with(number: int) -> Callable[[ServerState], bool]:
     return lambda state: state.available == {number}
 
 
-def _named(numbers: set[int | None] | set[int]) -> str:
-    return "version " + ", ".join(str(number) for number in sorted(filter(None, numbers)))
+def _named(numbers: set[int]) -> str:
+    return "version " + ", ".join(map(str, sorted(numbers)))

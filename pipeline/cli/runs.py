@@ -147,7 +147,15 @@ def _end(project: Project, record: RunRecord, as_json: bool) -> None:
     else:
         # As it was configured when the run began.
         begun = Project(project.root, load_config(project.runs / record.run_id / "config.yaml"))
-        click.echo(
+        said = (
             f"Version {record.published_version} is published in {begun.base_path} "
-            f"({record.seconds:.0f} s in nodes). Try it: graftline predict IMAGE"
+            f"({record.seconds:.0f} s in nodes)."
         )
+        held = BasePath(begun.base_path).in_service()
+        if held == record.published_version:
+            click.echo(f"{said} Try it: graftline predict IMAGE")
+        else:
+            click.echo(
+                f"{said} Servers are told to stay at version {held}: graftline promote "
+                f"{record.published_version} puts it in service"
+            )
