@@ -12,6 +12,7 @@ from graftline.serving.base_path import BasePath
 from graftline.serving.errors import UserError
 from graftline.serving.models_config import told
 from graftline.serving.switching import Switchboard, Switched
+from graftline.serving.traffic import CANARY
 
 reason_option = click.option("--reason", default="", metavar="TEXT", help="Why, for the history.")
 wait_option = click.option(
@@ -131,10 +132,13 @@ def print_switched(project: Project, as_json: bool, switched: Switched) -> None:
         print("Everything is so already: nothing to do.")
     elif switched.event.withdrawn:
         print(f"Withdrawn: {', '.join(map(str, switched.event.withdrawn))}.")
-    labels = ", ".join(f"{label} on version {v}" for label, v in choice.labels.items())
-    share = f", for {split.canary_percent:g}% of the callers" if split.canary else ""
+    share = f" ({split.canary_percent:g}% of the callers)" if split.canary else ""
+    labels = [
+        f"{label} on version {number}{share if label == CANARY else ''}"
+        for label, number in choice.labels.items()
+    ]
     if labels:
-        print(f"Labels: {labels}{share}.")
+        print(f"Labels: {', '.join(labels)}.")
     if switched.event is not None and (switched.asked or choice.needed):
         print(
             f"Followed by {', '.join(switched.asked)}."

@@ -27,6 +27,8 @@ from graftline.serving.server_states import Servers, ServerState
 from graftline.serving.traffic import CANARY, Traffic
 from graftline.serving.versions import Version
 
+_DETAILS = ("created (UTC)", "age", "spans", "accuracy", "size", "run")
+_BRIEF = ("age", "spans", "accuracy", "run")
 _NUMBERS = ("version", "age", "accuracy", "size")
 _STYLES = {"in service": "bold green", "withdrawn": "dim", "incomplete": "red", "present": ""}
 
@@ -161,8 +163,10 @@ def _print_versions(
 
     columns = ["version", "state"]
     columns += ["labels"] if choice.labels else []
-    columns += ["on servers"] if states else []
-    columns += ["created (UTC)", "age", "spans", "accuracy", "size", "run"]
+    columns += ["servers"] if states else []
+    # A terminal has 80 columns; with --json everything is told.
+    details = _BRIEF if choice.labels or states else _DETAILS
+    columns += details
     table = Table(
         *(Column(name, justify="right" if name in _NUMBERS else "left") for name in columns),
         title=model,
@@ -175,7 +179,9 @@ def _print_versions(
             cells.append(_labels(version.number, choice, split))
         if states:
             cells.append(_on_servers(version.number, states))
-        table.add_row(*cells, *_details(version.manifest), style=_STYLES[version.state])
+        told_of = _details(version.manifest)
+        cells += [told_of.get(name, "") for name in details]
+        table.add_row(*cells, style=_STYLES[version.state])
     Console(markup=False, emoji=False, highlight=False).print(table)
 
 
@@ -189,9 +195,9 @@ def _labels(number: int, choice: Choice, split: Traffic) -> str:
 
 
 def _on_servers(number: int, states: Sequence[ServerState]) -> str:
-    """What the servers say of a version, as `2 AVAILABLE`; with one server without the count."""
+    """What the servers say of a version, as `2 available`; with one server without the count."""
     said = collections.Counter(
-        "cannot be asked" if state.failure else state.versions.get(number, "-") for state in states
+        "?" if state.failure else state.versions.get(number, "-").lower() for state in states
     )
     if len(states) == 1:
         return next(iter(said))
@@ -206,17 +212,18 @@ def _differs(state: ServerState, in_service: int | None, choice: Choice) -> str:
     return f"has the label {moved[0]} elsewhere (yet)." if moved else ""
 
 
-def _details(manifest: Manifest | None) -> tuple[str, ...]:
+def _details(manifest: Manifest | None) -> dict[str, str]:
+    """What is known of a version, by column."""
     if manifest is None or manifest.created is None:
-        return ()
-    return (
-        f"{manifest.created:%Y-%m-%d %H:%M}",
-        _age(manifest.created),
-        manifest.span_ranges,
-        "" if manifest.accuracy is None else f"{manifest.accuracy:.3f}",
-        f"{manifest.size / 1e6:.1f} MB",
-        manifest.run_id,
-    )
+        return {}
+    return {
+        "created (UTC)": f"{manifest.created:%Y-%m-%d %H:%M}",
+        "age": _age(manifest.created),
+        "spans": manifest.span_ranges,
+        "accuracy": "" if manifest.accuracy is None else f"{manifest.accuracy:.3f}",
+        "size": f"{manifest.size / 1e6:.1f} MB",
+        "run": manifest.run_id,
+    }
 
 
 def _age(created: datetime.datetime) -> str:

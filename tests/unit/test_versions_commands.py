@@ -166,3 +166,30 @@ assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_versions_shows_labels_and_the_share_of_the_canary(base_path, graftline):
+    for command in (["serve-config"], ["promote", "2"], ["canary", "3", "--percent", "12.5"]):
+        wait = [] if command == ["serve-config"] else ["--no-wait"]
+        assert graftline(*command, *wait)[0] == 0
+    output = graftline("versions")[1]
+    rows = {line.split()[0]: line for line in output.splitlines()[2:5]}
+    assert "in service  stable" in rows["2"]
+    assert "canary 12.5%" in rows["3"]
+    document = json.loads(graftline("versions", "--json")[1])
+    assert document["labels"] == {"stable": 2, "canary": 3}
+    assert document["canary_percent"] == 12.5
+
+
+def test_a_canary_is_named_or_ended_not_both(base_path, graftline):
+    for arguments in ((), ("3", "--end")):
+        code, _, errors = graftline("canary", *arguments)
+        assert (code, "--end" in errors) == (2, True)
+
+
+def test_serve_config_says_how_servers_are_started(base_path, graftline, tmp_path):
+    code, output, _ = graftline("serve-config")
+    assert code == 0
+    assert f"--model_config_file={tmp_path}/serving/models.config" in output
+    assert "serving.servers" in output
+    assert json.loads(graftline("serve-config", "--json")[1])["new"] is False
