@@ -26,6 +26,7 @@ from graftline.components.trainer.backbones import registry
 from graftline.components.trainer.config import ImageConfig, TrainerConfig
 from graftline.components.tuner.config import TunerConfig
 from graftline.serving.errors import UserError
+from graftline.serving.gateway.config import GatewayConfig
 
 FILE_NAME = "graftline.yaml"
 
@@ -109,6 +110,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     tuner: TunerConfig = TunerConfig()
     model_gate: ModelGateConfig = ModelGateConfig()
     beam: BeamConfig = BeamConfig()
+    gateway: GatewayConfig = GatewayConfig()
 
     def __post_init__(self) -> None:
         """Refuses sections that do not go together.
