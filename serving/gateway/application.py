@@ -240,7 +240,6 @@ class Gateway:
                 path=request.url.path,
                 status=refusal.status,
                 reason=refusal.reason,
-                detail=refusal.detail,
             )
         )
 

@@ -1,4 +1,7 @@
-"""A line of JSON for every refusal: who, from where, why. Never an image, a key or a token."""
+"""A line of JSON for every refusal: who, from where, why. Never an image, a key or a token.
+
+What a refusal says in words is left out, too: it may quote what was sent.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,6 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         path: without the query, which may hold anything.
         status: of the answer.
         reason: a short name.
-        detail: in words.
     """
 
     request_id: str
@@ -39,7 +41,6 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     status: int
     reason: str
-    detail: str
 
 
 class Audit:

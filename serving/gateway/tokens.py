@@ -129,13 +129,13 @@ class Tokens:
         return subject
 
     def _key(self, token: str) -> Any:
-        name = jwt.get_unverified_header(token).get("kid")
+        name: str | None = jwt.get_unverified_header(token).get("kid")
         keys = self._keys.value
         if not self._config.jwks:
             return keys[""]
         if name is None and len(keys) == 1:
             return next(iter(keys.values()))
-        if name not in keys:
+        if name is None or name not in keys:
             raise _UnknownKey
         return keys[name]
 
