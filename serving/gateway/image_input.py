@@ -121,7 +121,6 @@ def _from_form(content_type: str, body: bytes) -> bytes:
             raise malformed(f"A form must have one file in the field `{FIELD}`, and no more.")
         part.file_object.seek(0)
         files.append(part.file_object.read())
-        part.close()
 
     def refuse(field: Any) -> None:
         raise malformed(f"A form must have one file in the field `{FIELD}`, and no more.")

@@ -16,6 +16,11 @@ from graftline.serving.gateway.refusals import CONTENT_TYPE, Problem
 # How many classes an answer has, unless another number is asked for, and at most.
 TOP = 10
 MOST = 1000
+# Eight grey pixels on each side, as PNG.
+_EXAMPLE = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAEElEQVR42mNsYIAAJgaKGAAmCACQtTEKkQAAAABJRU5ErkJg"
+    "gg=="
+)
 _REFUSALS = {
     "400": "The request is not as it should be.",
     "401": "No key or token, or one that is not taken.",
@@ -89,7 +94,10 @@ def _classify(config: GatewayConfig) -> dict[str, Any]:
                 "image/*": {"schema": {}},
                 "application/octet-stream": {"schema": {}},
                 "multipart/form-data": {"schema": form},
-                "application/json": {"schema": {"$ref": "#/components/schemas/ImageRequest"}},
+                "application/json": {
+                    "schema": {"$ref": "#/components/schemas/ImageRequest"},
+                    "example": {FIELD: _EXAMPLE},
+                },
             },
         },
         "responses": {
