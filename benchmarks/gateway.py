@@ -1,13 +1,17 @@
 """What the gateway adds: to the time of an answer, and to a machine's memory.
 
-    python benchmarks/gateway.py [--model VERSION] [--image FILE] [--clients 1 8 32] [--seconds 10]
-                                 [--rounds 5] [--json FILE]
+    python benchmarks/gateway.py [--model VERSION] [--image FILE] [--placements apart shared]
+                                 [--clients 1 8 32] [--seconds 10] [--rounds 5] [--json FILE]
 
 VERSION, FILE  as of serving.py; the model must answer `classes` and `scores`
 
 Clients ask the embedded server directly, over gRPC and REST, and through the gateway with an API
-key, by turns: the medians of the rounds. Server, gateway and clients share the cores, so that with
-many clients the gateway also takes processor time away from the model.
+key, by turns: the medians of the rounds. Twice:
+
+apart   the server on one half of the cores, gateway and clients on the other, as where the model
+        has a machine of its own: what is added is the gateway's
+shared  all of them on all cores: what is added is also what the gateway takes away from the
+        model, and the model, which leaves nothing in the caches, from the gateway
 """
 
 from __future__ import annotations
@@ -23,10 +27,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 
 from graftline.serving.gateway.api_keys import new_key
@@ -136,49 +141,77 @@ def measure(
     }
 
 
+@contextlib.contextmanager
+def on(cores: set[int]) -> Iterator[None]:
+    """Runs this process, and those that it starts meanwhile, on some cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def compare(
+    folder: Path, image: bytes, placement: str, counts: Sequence[int], seconds: float, rounds: int
+) -> dict[str, Any]:
+    """Measures all ways for every number of clients."""
+    cores = sorted(os.sched_getaffinity(0))
+    half = max(1, len(cores) // 2)
+    theirs, ours = (set(cores),) * 2
+    if placement == "apart":
+        theirs, ours = set(cores[:half]), set(cores[half:]) or set(cores)
+    results: dict[str, Any] = {}
+    with contextlib.ExitStack() as stack:
+        with on(theirs):
+            threads = ("--grpc_max_threads=64", "--rest_api_num_threads=64")
+            server = stack.enter_context(served(folder / "base", *threads))
+        stack.enter_context(on(ours))
+        door = stack.enter_context(gateway(folder, server))
+        results["start_seconds"], results["megabytes"] = door.start_seconds, door.megabytes
+        for clients in counts:
+            rates = measure(server, door, image, clients, seconds, rounds)
+            for way, one in rates.items():
+                print(
+                    f"{placement:6} {clients:3} clients  {way:8} {one.images_per_second:8.1f} "
+                    f"images/s  p50 {one.p50:7.2f} ms  p99 {one.p99:7.2f} ms",
+                    flush=True,
+                )
+            added = {way: rates["gateway"].p50 - rates[way].p50 for way in ("grpc", "rest")}
+            print(
+                f"{placement:6} {clients:3} clients  the gateway adds {added['grpc']:.2f} ms to "
+                f"gRPC, {added['rest']:.2f} ms to REST",
+                flush=True,
+            )
+            results[str(clients)] = {"added_ms": added, **msgspec.to_builtins(rates)}
+        results["megabytes_after"] = door.megabytes
+    print(
+        f"start {results['start_seconds']:.2f} s, {results['megabytes']:.0f} MB, "
+        f"{results['megabytes_after']:.0f} MB after all requests"
+    )
+    return results
+
+
 def main() -> None:
     """Reads the command line and measures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--model", type=Path)
     parser.add_argument("--image", type=Path)
+    parser.add_argument("--placements", nargs="+", default=["apart", "shared"])
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    results: dict[str, Any] = {"cores": len(os.sched_getaffinity(0)), "clients": {}}
+    results: dict[str, Any] = {"cores": len(os.sched_getaffinity(0))}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         shutil.copytree(options.model or make_model(folder / "model"), folder / "base" / "1")
         image = options.image.read_bytes() if options.image else make_image()
-        threads = ("--grpc_max_threads=64", "--rest_api_num_threads=64")
-        with served(folder / "base", *threads) as server, gateway(folder, server) as door:
-            results["start_seconds"], results["megabytes"] = door.start_seconds, door.megabytes
-            for clients in options.clients:
-                rates = measure(server, door, image, clients, options.seconds, options.rounds)
-                for way, one in rates.items():
-                    print(
-                        f"{clients:3} clients  {way:8} {one.images_per_second:8.1f} images/s"
-                        f"  p50 {one.p50:7.2f} ms  p99 {one.p99:7.2f} ms",
-                        flush=True,
-                    )
-                added = {way: rates["gateway"].p50 - rates[way].p50 for way in ("grpc", "rest")}
-                print(
-                    f"{clients:3} clients  the gateway adds {added['grpc']:.2f} ms to gRPC, "
-                    f"{added['rest']:.2f} ms to REST"
-                )
-                results["clients"][clients] = {
-                    **{
-                        way: {f: getattr(r, f) for f in r.__struct_fields__}
-                        for way, r in rates.items()
-                    },
-                    "added_ms": added,
-                }
-            results["megabytes_after"] = door.megabytes
-    print(
-        f"start {results['start_seconds']:.2f} s, {results['megabytes']:.0f} MB, "
-        f"{results['megabytes_after']:.0f} MB after all requests"
-    )
+        for placement in options.placements:
+            results[placement] = compare(
+                folder, image, placement, options.clients, options.seconds, options.rounds
+            )
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
 

@@ -10,9 +10,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import anyio
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -30,7 +31,12 @@ from graftline.serving.gateway.config import GatewayConfig
 from graftline.serving.gateway.door import Door
 from graftline.serving.gateway.image_input import read_image
 from graftline.serving.gateway.metrics import Metrics
-from graftline.serving.gateway.model_server import Classification, LabelRefused, ModelServer
+from graftline.serving.gateway.model_server import (
+    Classification,
+    LabelRefused,
+    ModelServer,
+    credentials,
+)
 from graftline.serving.gateway.refusals import Refusal, malformed
 from graftline.serving.gateway.sampling import Sampler
 from graftline.serving.gateway.split import Split
@@ -75,6 +81,7 @@ class Gateway:
         self._admission = Admission(config, self.metrics)
         self._audit = Audit(config.audit_log, self.metrics)
         self._sampler = Sampler(config.sample, self.metrics)
+        self._credentials = credentials(config)
         self._openapi = openapi.document(config, model)
         self._server: ModelServer
         self._ready: asyncio.Task[bool] | None = None
@@ -101,32 +108,23 @@ class Gateway:
             },
             lifespan=self._lifespan,
         )
+        routed.router.redirect_slashes = False
         return Door(routed)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, application: Starlette) -> AsyncIterator[None]:
-        self._server = ModelServer(self._config, self._model)
-        watcher = asyncio.create_task(self._watch())
+        self._server = ModelServer(self._config, self._model, self._credentials)
+        # Apart, for keys may come from far away.
+        looks = (self._split.look, self._callers.look)
+        watchers = [asyncio.create_task(_repeat(look)) for look in looks]
         try:
             yield
         finally:
-            watcher.cancel()
+            for watcher in watchers:
+                watcher.cancel()
             await self._server.close()
             await asyncio.to_thread(self._sampler.close)
             self._audit.close()
-
-    async def _watch(self) -> None:
-        """Takes over files that change."""
-        while True:
-            await asyncio.sleep(_LOOK_SECONDS)
-            try:
-                await asyncio.to_thread(self._look)
-            except Exception:
-                _log.exception("Looking for changed files failed; it is tried again")
-
-    def _look(self) -> None:
-        self._split.look()
-        self._callers.look()
 
     async def _classify(self, request: Request) -> Response:
         began = time.perf_counter()
@@ -228,7 +226,7 @@ class Gateway:
     def _record(self, request: Request, refusal: Refusal) -> None:
         state = request.state
         self.metrics.refusals.labels(refusal.reason).inc()
-        if request.url.path == CLASSIFY:
+        if request.scope["path"] == CLASSIFY:
             label = getattr(state, "label", _REFUSED) or _NO_LABEL
             self.metrics.requests.labels(str(refusal.status), label).inc()
         self._audit.refused(
@@ -237,11 +235,21 @@ class Gateway:
                 address=_address(request),
                 caller=getattr(state, "caller", None),
                 method=request.method,
-                path=request.url.path,
+                path=request.scope["path"],
                 status=refusal.status,
                 reason=refusal.reason,
             )
         )
+
+
+async def _repeat(look: Callable[[], None]) -> None:
+    """Takes over files that change, until it is cancelled."""
+    while True:
+        await asyncio.sleep(_LOOK_SECONDS)
+        try:
+            await asyncio.to_thread(look)
+        except Exception:
+            _log.exception("Looking for changed files failed; it is tried again")
 
 
 def _address(request: Request) -> str:
@@ -270,13 +278,10 @@ async def _drain(request: Request, longest: int) -> None:
     if "Expect" in request.headers:
         return  # it waits to be told whether to send
 
-    async def read() -> None:
-        size = 0
+    size = 0
+    with anyio.move_on_after(_DRAIN_SECONDS):
         while size <= longest and request.state.unread:
             message = await request.receive()
             if message["type"] != "http.request":
                 break
             size += len(message.get("body", b""))
-
-    with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(read(), _DRAIN_SECONDS)

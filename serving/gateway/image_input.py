@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import anyio
 import msgspec
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import create_form_parser
@@ -77,17 +78,14 @@ async def _read(request: Request, longest: int, seconds: float) -> bytes:
     parts: list[bytes] = []
     size = 0
 
-    async def collect() -> None:
-        nonlocal size
-        async for part in request.stream():
-            size += len(part)
-            if size > longest:
-                raise too_long
-            parts.append(part)
-
     try:
-        await asyncio.wait_for(collect(), seconds)
-    except asyncio.TimeoutError:
+        with anyio.fail_after(seconds):
+            async for part in request.stream():
+                size += len(part)
+                if size > longest:
+                    raise too_long
+                parts.append(part)
+    except TimeoutError:
         raise Refusal(
             408, "slow-body", f"The body did not arrive within {seconds:g} seconds."
         ) from None

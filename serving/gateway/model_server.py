@@ -99,15 +99,15 @@ class Classification(msgspec.Struct, frozen=True):
 class ModelServer:
     """A client of one model. Made and used in an event loop."""
 
-    def __init__(self, config: GatewayConfig, model: str) -> None:
+    def __init__(
+        self, config: GatewayConfig, model: str, secured: grpc.ChannelCredentials | None
+    ) -> None:
         """Opens no connection yet.
 
         Args:
             config: where the server is and how it is asked.
             model: its name there.
-
-        Raises:
-            UserError: a file of a certificate cannot be read.
+            secured: for TLS; None: in clear.
         """
         self._model = model
         self._seconds = config.model_seconds
@@ -119,9 +119,8 @@ class ModelServer:
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", 64 << 20),
         ]
-        if config.server_ca:
-            credentials = _credentials(config)
-            self._channel = grpc.aio.secure_channel(config.server, credentials, options)
+        if secured is not None:
+            self._channel = grpc.aio.secure_channel(config.server, secured, options)
         else:
             self._channel = grpc.aio.insecure_channel(config.server, options)
         self._predict = self._method(
@@ -178,7 +177,14 @@ class ModelServer:
         await self._channel.close()
 
 
-def _credentials(config: GatewayConfig) -> grpc.ChannelCredentials:
+def credentials(config: GatewayConfig) -> grpc.ChannelCredentials | None:
+    """What the model server's certificate is checked with, and ours; None: it is asked in clear.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    if not config.server_ca:
+        return None
     files = (config.server_ca, config.client_key, config.client_certificate)
     try:
         ca, key, certificate = (Path(file).read_bytes() if file else None for file in files)

@@ -8,6 +8,7 @@ not take. A request is never slower for it and never fails by it. Callers are no
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import errno
 import hashlib
@@ -30,6 +31,7 @@ from graftline.serving.gateway.model_server import Classification
 from graftline.serving.protos import declare
 
 _ROOM = 16  # requests that wait for the disk
+_LAST_SECONDS = 5.0
 _MESSAGES = declare(
     "graftline.samples",
     {
@@ -90,8 +92,9 @@ class Sampler:
     def close(self) -> None:
         """Writes what waits and closes the file. It waits for the disk: call it in a thread."""
         if self._thread is not None:
-            self._queue.put(None)
-            self._thread.join()
+            with contextlib.suppress(queue.Full):  # the disk hangs: what waits is lost
+                self._queue.put(None, timeout=_LAST_SECONDS)
+            self._thread.join(_LAST_SECONDS)
 
     def _write_all(self) -> None:
         while (sample := self._queue.get()) is not None:

@@ -85,9 +85,9 @@ def run(
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGINT, interrupt)
     ready()
-    # In turns: a wait without end would keep Python from running signal handlers.
-    while not stopping.wait(3600):
-        pass
+    while not stopping.wait(1):
+        if not server.running:
+            raise RuntimeError("the HTTP server ended by itself; the log says why")
     _log.info("Stopping: finishing what has begun")
     server.stop()
     return 0

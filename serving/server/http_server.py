@@ -72,6 +72,11 @@ class HttpServer:
         )
         self._thread.start()
 
+    @property
+    def running(self) -> bool:
+        """Whether it serves."""
+        return self._thread is not None and self._thread.is_alive()
+
     def stop(self) -> None:
         """Stops listening; returns when begun requests have finished, or the grace is over."""
         self._server.should_exit = True

@@ -178,11 +178,12 @@ def test_more_requests_at_once_than_there_is_room_for_are_refused_at_once(door):
     [
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 10,
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        b"GET http://elsewhere/ HTTP/1.1\r\n\r\n",
+        b"GET http://elsewhere/config.py HTTP/1.1\r\nConnection: close\r\n\r\n",
         b"POST /v1/classify HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
         b"POST /v1/classify HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
         b"POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"GET /\xff\xfe HTTP/1.1\r\n\r\n",
+        b"GET /nowhere HTTP/1.1\r\nHost: [\r\nConnection: close\r\n\r\n",
         b"\0" * 1000,
     ],
 )

@@ -203,6 +203,7 @@ def png_of(parts: bytes) -> bytes:
     return plain[:33] + parts + plain[33:]  # behind the signature and IHDR
 
 
+_GIF = b"GIF89a" + struct.pack("<HHBBB", 32, 32, 0, 0, 0)
 _TINY = struct.pack(">I4sI", 0, b"abCd", zlib.crc32(b"abCd"))
 
 
@@ -212,8 +213,8 @@ _TINY = struct.pack(">I4sI", 0, b"abCd", zlib.crc32(b"abCd"))
         png_of(_TINY * 100_000),
         encoded("JPEG", (32, 32))[:2] + b"\xff\xfe\0\x02" * 100_000,
         encoded("JPEG", (32, 32))[:2] + b"\xff" * 100_000,
-        encoded("GIF", (32, 32))[:13] + b"\x21\xfe\0" * 100_000,
-        encoded("GIF", (32, 32))[:13] + b"\x21\xfe" + b"\x01a" * 100_000,
+        _GIF + b"\x21\xfe\0" * 100_000,
+        _GIF + b"\x21\xfe" + b"\x01a" * 100_000,
     ],
 )
 def test_a_header_of_a_hundred_thousand_parts_is_not_read_to_its_end(data):
