@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -28,6 +29,7 @@ class WatchedFile(Generic[_T]):
         """
         self._path = path
         self._read = read
+        self._lock = threading.Lock()
         self._state = self._look()
         self.value = self._read_now()
 
@@ -37,15 +39,16 @@ class WatchedFile(Generic[_T]):
         Args:
             missed: something was not there that should be; makes no difference to a file.
         """
-        state = self._look()
-        if state == self._state:
-            return
-        try:
-            self.value = self._read_now()
-        except UserError as error:
-            _log.error("What was in force before stays in force: %s", error)
-        # A file that is wrong is not tried again before it changes again.
-        self._state = state
+        with self._lock:
+            state = self._look()
+            if state == self._state:
+                return
+            try:
+                self.value = self._read_now()
+            except UserError as error:
+                _log.error("What was in force before stays in force: %s", error)
+            # A file that is wrong is not tried again before it changes again.
+            self._state = state
 
     def _read_now(self) -> _T:
         try:

@@ -256,13 +256,11 @@ def test_callers_are_split_between_stable_and_canary(models, tmp_path):
 
 
 def test_a_label_that_has_just_been_taken_away_costs_no_answer(base, server, tmp_path):
-    # The server knows no label; the gateway has not looked at the file since it changed.
+    # The server knows no label: as long as the file names one, there is no answer.
     root = tmp_path / "default"
     root.mkdir()
     with gateway(tmp_path, root, server.grpc_port) as door:
-        door.process.send_signal(signal.SIGSTOP)
         traffic.replace(root, Traffic(stable=1))
-        door.process.send_signal(signal.SIGCONT)
         until(lambda: door.classify(image()).status == 503, "the label")
         assert door.refusals[-1]["reason"] == "no-model"
         traffic.replace(root, Traffic())
