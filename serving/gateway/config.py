@@ -111,7 +111,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         str,
         Meta(
             pattern=r"^([1-9]\d{0,8}/(second|minute|hour|day))?$",
-            description="Requests of one caller, such as 300/minute; empty: no limit.",
+            description="Requests of one caller, such as 300/minute: so many at once, and as "
+            "many more spread over each minute; empty: no limit.",
         ),
     ] = "300/minute"
     max_in_flight: Annotated[

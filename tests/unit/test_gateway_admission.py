@@ -7,9 +7,11 @@ import contextlib
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
-from graftline.serving.gateway.admission import Admission
+from graftline.serving.gateway.admission import Admission, Rate
 from graftline.serving.gateway.api_keys import new_key
 from graftline.serving.gateway.callers import Callers
 from graftline.serving.gateway.config import GatewayConfig, JwtConfig
@@ -35,6 +37,39 @@ def test_each_caller_has_a_rate_of_their_own():
         made.count("a")
     assert (caught.value.status, caught.value.reason) == (429, "rate-limit")
     assert 1 <= int(caught.value.headers["Retry-After"]) <= 3600
+
+
+def test_a_bucket_fills_again_evenly():
+    rate = Rate("60/minute")
+    assert [rate.take("a", 0.0) for _ in range(60)] == [0.0] * 60
+    assert rate.take("a", 0.0) == pytest.approx(1)
+    assert rate.take("a", 0.5) == pytest.approx(0.5)
+    assert rate.take("a", 1.0) == 0
+    assert rate.take("a", 1.0) == pytest.approx(1)
+    assert [rate.take("a", 61.0) for _ in range(60)] == [0.0] * 60
+    assert rate.take("a", 61.0) > 0
+
+
+@given(st.lists(st.floats(0, 20), max_size=60), st.integers(1, 9))
+def test_no_more_than_a_bucket_and_what_has_filled_since_is_ever_let_in(gaps, count):
+    rate = Rate(f"{count}/second")
+    let_in: list[float] = []
+    now = 0.0
+    for gap in gaps:
+        now += gap / 10
+        if not rate.take("a", now):
+            let_in.append(now)
+    for first, begin in enumerate(let_in):
+        for last, end in enumerate(let_in[first:], first):
+            assert last - first + 1 <= count + (end - begin) * count + 1e-3
+
+
+def test_callers_who_do_not_come_back_are_forgotten():
+    rate = Rate("1/minute")
+    for number in range(100_000):
+        rate.take(f"caller-{number}", number / 100)
+    # A minute of them, a hundred in each second.
+    assert rate.remembered <= 6100
 
 
 def test_without_a_rate_there_is_no_limit():
