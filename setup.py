@@ -19,5 +19,8 @@ setup(
             *(f"graftline.{folder}.{inner}" for inner in find_packages(folder)),
         )
     ],
-    package_data={"graftline.schemas": ["*.pbtxt"]},
+    package_data={
+        "graftline.schemas": ["*.pbtxt"],
+        "graftline.serving.gateway": ["*.html", "*.css", "*.js"],
+    },
 )

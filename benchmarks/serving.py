@@ -72,7 +72,9 @@ def make_model(folder: Path) -> Path:
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name=_INPUT)])
     def serve(image_bytes: Any) -> Any:
         images = tf.map_fn(decode, image_bytes, fn_output_signature=tf.float32)
-        return {"scores": network(images, training=False)}
+        names = tf.constant([[f"class-{number}" for number in range(5)]])
+        classes = tf.tile(names, [tf.shape(image_bytes)[0], 1])
+        return {"classes": classes, "scores": network(images, training=False)}
 
     tf.saved_model.save(network, str(folder), {"serving_default": serve})
     return folder

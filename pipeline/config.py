@@ -27,6 +27,7 @@ from graftline.components.trainer.config import ImageConfig, TrainerConfig
 from graftline.components.tuner.config import TunerConfig
 from graftline.serving.config import ServingConfig
 from graftline.serving.errors import UserError
+from graftline.serving.gateway.config import GatewayConfig
 
 FILE_NAME = "graftline.yaml"
 
@@ -118,6 +119,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     model_gate: ModelGateConfig = ModelGateConfig()
     serving: ServingConfig = ServingConfig()
     beam: BeamConfig = BeamConfig()
+    gateway: GatewayConfig = GatewayConfig()
 
     def __post_init__(self) -> None:
         """Refuses sections that do not go together.

@@ -34,6 +34,11 @@ _SIGNATURES = (
 )
 _BMP_PLAIN, _BMP_MASKS = 0, 3
 _GIF_END, _GIF_FRAME, _GIF_EXTENSION = 0x3B, 0x2C, 0x21
+# A real header takes some dozen reads, in a JPEG with a colour profile in pieces some hundred; a
+# part of a PNG may unpack to a megabyte.
+_JPEG_READS, _PNG_READS = 4_000, 1_000
+# Blocks of a GIF: so many, and one more for so many bytes; encoders fill a block with 255.
+_MOST_BLOCKS, _BYTES_PER_BLOCK = 10_000, 32
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,11 +171,25 @@ def _what_it_is(data: bytes) -> str:
     return f"no image format begins with {shown}"
 
 
+class _Bounded(io.BytesIO):
+    """Ends the reading of a header of millions of tiny parts, which would take many seconds."""
+
+    def __init__(self, data: bytes, reads: int) -> None:
+        super().__init__(data)
+        self._left = reads
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise UnusableImage("bomb", "its header has more parts than any image needs")
+        return super().read(size)
+
+
 def _jpeg(data: bytes) -> Header:
     from PIL.JpegImagePlugin import JpegImageFile
 
     # The plugin itself rather than Image.open, which keeps the reason of a refusal to itself.
-    with JpegImageFile(io.BytesIO(data)) as image:
+    with JpegImageFile(_Bounded(data, _JPEG_READS)) as image:
         width, height = image.size
         try:
             orientation = image.getexif().get(_ORIENTATION, 1)
@@ -195,7 +214,7 @@ def _jpeg(data: bytes) -> Header:
 def _png(data: bytes) -> Header:
     from PIL.PngImagePlugin import PngImageFile
 
-    with PngImageFile(io.BytesIO(data)) as image:
+    with PngImageFile(_Bounded(data, _PNG_READS)) as image:
         width, height = image.size
     channels = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}[data[25]]
     return Header(
@@ -234,6 +253,7 @@ def _gif(data: bytes) -> Header:
     position = 13 + _palette_size(flags)
     pixels = width * height
     frames = 0
+    blocks = _MOST_BLOCKS + len(data) // _BYTES_PER_BLOCK
     while position < len(data) and data[position] != _GIF_END:
         if data[position] == _GIF_FRAME:
             frame_width, frame_height, flags = struct.unpack_from("<HHB", data, position + 5)
@@ -244,9 +264,13 @@ def _gif(data: bytes) -> Header:
         else:
             raise SyntaxError(f"unknown block {data[position]:#04x} at byte {position}")
         # A file that is cut short ends the walk; what can be read of it the decoder has to say.
-        while position < len(data) and data[position]:
+        while position < len(data) and data[position] and blocks > 0:
             position += data[position] + 1
+            blocks -= 1
         position += 1
+        blocks -= 1
+        if blocks < 0:
+            raise UnusableImage("bomb", f"it has too many blocks for its {len(data):,} bytes")
     return Header(format="GIF", width=width, height=height, channels=3, pixels=max(pixels, frames))
 
 

@@ -32,6 +32,7 @@ _COMMANDS = {
     "runs": "comparison",
     "predict": "predict",
     "serve": "serve",
+    "gateway": "gateway",
     "versions": "versions",
     "rollback": "versions",
     "serve-config": "switching",

@@ -1,4 +1,4 @@
-"""The HTTP server under the REST interface: uvicorn in a thread, with limits on slow clients."""
+"""The HTTP server under REST and gateway: uvicorn in a thread, with limits on slow clients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ _LONGEST_HEAD = 512 << 10
 class HttpServer:
     """Serves an ASGI application on a port, in a thread with an event loop of its own."""
 
-    def __init__(self, application: Any, *, read_seconds: float, grace_seconds: float) -> None:
+    def __init__(
+        self, application: Any, *, read_seconds: float, grace_seconds: float, **settings: Any
+    ) -> None:
         """Takes what it serves; `start` opens the port.
 
         Args:
@@ -28,23 +30,22 @@ class HttpServer:
             read_seconds: in which the head of a request must have arrived, an answer have been
                 taken, the next request on the same connection have begun.
             grace_seconds: in which `stop` lets begun requests finish.
+            settings: others of uvicorn's.
         """
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                application,
-                http=type("_Timed", (_Protocol,), {"read_seconds": read_seconds}),
-                loop="asyncio",
-                ws="none",
-                lifespan="off",
-                interface="asgi3",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                timeout_keep_alive=max(1, round(read_seconds)),
-                timeout_graceful_shutdown=max(1, round(grace_seconds)),
-            )
-        )
+        usual = {
+            "http": type("_Timed", (_Protocol,), {"read_seconds": read_seconds}),
+            "loop": "asyncio",
+            "ws": "none",
+            "lifespan": "off",
+            "interface": "asgi3",
+            "log_config": None,
+            "access_log": False,
+            "server_header": False,
+            "proxy_headers": False,
+            "timeout_keep_alive": max(1, round(read_seconds)),
+            "timeout_graceful_shutdown": max(1, round(grace_seconds)),
+        }
+        self._server = uvicorn.Server(uvicorn.Config(application, **{**usual, **settings}))
         self._thread: threading.Thread | None = None
 
     def start(self, address: str, port: int) -> None:
@@ -70,6 +71,11 @@ class HttpServer:
             daemon=True,
         )
         self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        """Whether it serves."""
+        return self._thread is not None and self._thread.is_alive()
 
     def stop(self) -> None:
         """Stops listening; returns when begun requests have finished, or the grace is over."""

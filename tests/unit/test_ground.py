@@ -22,6 +22,7 @@ PACKAGES = {
     "google": "protobuf",
     "grpc": "grpcio",
     "grpc_health": "grpcio-health-checking",
+    "jwt": "pyjwt",
     "sklearn": "scikit-learn",
     "tensorflow_serving": "tensorflow-serving-api",
     "yaml": "pyyaml",
@@ -111,7 +112,7 @@ def test_a_wheel_made_from_the_sdist_holds_every_package_under_graftline(tmp_pat
     wanted = {
         f"graftline/{file.relative_to(ROOT)}"
         for folder in FOLDERS
-        for pattern in ("*.py", "*.pbtxt")
+        for pattern in ("*.py", "*.pbtxt", "*.html", "*.css", "*.js")
         for file in (ROOT / folder).rglob(pattern)
     }
     assert wanted <= packed
@@ -151,6 +152,12 @@ def test_the_command_starts_without_the_heavy_libraries() -> None:
         "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0"
     )
     assert not loaded & {"tensorflow", "tf_keras", "tfx", "apache_beam", "scipy", "pandas", "rich"}
+
+
+def test_the_gateway_runs_without_tensorflow_and_numpy() -> None:
+    loaded = modules_after("import graftline.serving.gateway.service")
+    assert "graftline.serving.gateway.application" in loaded
+    assert not loaded & {"tensorflow", "tensorflow_serving", "numpy", "tfx", "apache_beam"}
 
 
 def test_tf_keras_is_keras_2_wherever_components_are_imported() -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import struct
+import zlib
 
 import msgspec
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import tensorflow as tf
 from drops import pattern
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from graftline.components.ingest import likeness
 from graftline.components.ingest.config import DropConfig
@@ -194,3 +196,41 @@ def test_mean_and_spread_of_the_luma_are_those_of_the_pixels():
     found = examine(stream.getvalue(), LIMITS, PixelBudget(10_000))
     assert found.luma_mean == pytest.approx(pixels.mean())
     assert found.luma_std == pytest.approx(pixels.std())
+
+
+def png_of(parts: bytes) -> bytes:
+    plain = encoded("PNG", (32, 32))
+    return plain[:33] + parts + plain[33:]  # behind the signature and IHDR
+
+
+_GIF = b"GIF89a" + struct.pack("<HHBBB", 32, 32, 0, 0, 0)
+_TINY = struct.pack(">I4sI", 0, b"abCd", zlib.crc32(b"abCd"))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        png_of(_TINY * 100_000),
+        encoded("JPEG", (32, 32))[:2] + b"\xff\xfe\0\x02" * 100_000,
+        encoded("JPEG", (32, 32))[:2] + b"\xff" * 100_000,
+        _GIF + b"\x21\xfe\0" * 100_000,
+        _GIF + b"\x21\xfe" + b"\x01a" * 100_000,
+    ],
+)
+def test_a_header_of_a_hundred_thousand_parts_is_not_read_to_its_end(data):
+    with pytest.raises(UnusableImage) as refusal:
+        check_header(data, LENIENT)
+    assert refusal.value.reason == "bomb"
+
+
+def test_an_image_with_many_notes_a_large_profile_or_many_frames_is_read():
+    notes = PngInfo()
+    for number in range(100):
+        notes.add_text(f"note {number}", "x" * 100)
+    frames = [pattern(s, 64) for s in range(60)]
+    for data in (
+        encoded("PNG", (32, 32), pnginfo=notes),
+        encoded("JPEG", (32, 32), icc_profile=b"p" * 4_000_000),
+        encoded("GIF", (64, 64), "P", save_all=True, append_images=frames),
+    ):
+        assert check_header(data, LENIENT).width in (32, 64)
