@@ -50,21 +50,21 @@ class Stack:
 
     def __init__(self, folder: Path):
         self.base = folder / "base"
+        self._folder = folder
+        self._processes: list[subprocess.Popen[bytes]] = []
         classifier(self.base / "flowers" / "1")
         config = (DEPLOY / "tensorflow_serving" / "models.config").read_text()
-        (self.base / "models.config").write_text(config.replace("/models", str(self.base)))
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._folder = folder
+        (self.base / "models.config").write_text(config.replace("/models/", f"{self.base}/"))
         settings = str(DEPLOY / "tensorflow_serving")
-        self.server = ModelServer(
-            folder,
-            *(
-                flag.replace("/models", str(self.base)).replace("/etc/tensorflow_serving", settings)
-                for flag in server_flags(kustomized("base"))
-                if not flag.startswith(("--port", "--rest_api_port"))
-            ),
-            "--load_retry_interval_micros=100000",
-        )
+        flags = [
+            flag.replace("/models/", f"{self.base}/").replace("/etc/tensorflow_serving", settings)
+            for flag in server_flags(kustomized("base"))
+            if not flag.startswith(("--port", "--rest_api_port"))
+        ]
+        self.server = ModelServer(folder, *flags, "--load_retry_interval_micros=100000")
+
+    def start(self) -> None:
+        """Starts the rest, and waits for a first answer."""
         self.gateway = self._start_gateway()
         self.probe = free_port()
         self._start(
@@ -74,6 +74,7 @@ class Stack:
         )
         self.prometheus = self._start_prometheus()
         self.server.wait_ready()
+        until(lambda: self.classify(png()) == 200, "an answer")
 
     def _start(self, *command: str) -> None:
         with (self._folder / f"{Path(command[0]).name}.log").open("wb") as log:
@@ -94,7 +95,7 @@ class Stack:
             f"port={port}",
             f"server=127.0.0.1:{self.server.grpc_port}",
             f"api_keys={keys}",
-            "max_in_flight=1",
+            'rate_limit=""',
         )
         return port
 
@@ -128,7 +129,7 @@ class Stack:
             process.wait()
 
     def classify(self, image: bytes, key: str = "key") -> int:
-        """Sends an image through the gateway; returns the status."""
+        """Sends an image through the gateway; returns the status, 0 where nobody listens."""
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.gateway}/v1/classify",
             image,
@@ -139,6 +140,8 @@ class Stack:
                 return int(response.status)
         except urllib.error.HTTPError as error:
             return error.code
+        except urllib.error.URLError:
+            return 0
 
     def api(self, path: str, **query: str) -> Any:
         """Asks Prometheus."""
@@ -159,7 +162,7 @@ class Stack:
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     made = Stack(tmp_path_factory.mktemp("stack"))
     try:
-        until(lambda: made.classify(png()) == 200, "an answer")
+        made.start()
         yield made
     finally:
         made.stop()
