@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import re
+import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -281,24 +283,29 @@ def test_the_gateways_image_is_made_from_the_lock_file():
     assert {canonicalize_name(named.name) for named in _named_packages()} <= locked
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "import sys; sys.argv = ['graftline', 'versions', '--project', sys.argv[1]];"
-        "from graftline.pipeline.cli.main import main; main()",
-        "import graftline.serving.gateway.__main__, graftline.serving.gateway.service",
-    ],
-    ids=["commands on versions", "gateway"],
+# What `docker build` installs besides, without what it depends on.
+_ALONE = "tensorflow-serving-api"
+_COMMAND = (
+    "import sys; sys.argv[0] = 'graftline'; from graftline.pipeline.cli.main import main; main()"
 )
-def test_the_gateways_image_holds_what_is_imported_there(tmp_path, command):
+
+
+def _in_the_image(folder: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python code that finds only what the gateway's image holds, in a project."""
     packages = _installed_packages()
     assert not {"tensorflow", "tfx", "apache-beam"} & packages
+    assert f"--no-deps {_ALONE} " in (DEPLOY / "gateway" / "Dockerfile").read_text()
     modules = {
         file.parts[0].partition(".")[0]
-        for package in packages
+        for package in {*packages, _ALONE}
         for file in metadata.files(package) or []
     }
-    (tmp_path / "graftline.yaml").write_text("model: {name: flowers}")
+    version = folder / "serving" / "flowers" / "1"
+    version.mkdir(parents=True)
+    (version / "saved_model.pb").touch()
+    config = (DEPLOY / "tensorflow_serving" / "models.config").read_text()
+    (folder / "serving" / "models.config").write_text(config)
+    (folder / "graftline.yaml").write_text("model: {name: flowers}")
     guard = (
         "import sys, importlib.abc\n"
         f"allowed = {modules | {'graftline'}!r} | sys.stdlib_module_names\n"
@@ -308,5 +315,23 @@ def test_the_gateways_image_holds_what_is_imported_there(tmp_path, command):
         "            raise ModuleNotFoundError(f'not in the image: {name}', name=name)\n"
         "sys.meta_path.insert(0, Guard())\n"
     )
-    done = run(sys.executable, "-c", guard + command, tmp_path)
+    return run(sys.executable, "-c", guard + code, *arguments, cwd=folder)
+
+
+def test_the_gateways_image_holds_what_the_gateway_imports(tmp_path):
+    code = "import graftline.serving.gateway.__main__, graftline.serving.gateway.service"
+    done = _in_the_image(tmp_path, code)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_gateways_image_holds_what_commands_on_versions_import(tmp_path):
+    done = _in_the_image(tmp_path, _COMMAND, "versions")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "in service" in done.stdout
+
+
+def test_the_gateways_image_holds_what_waiting_for_servers_imports(tmp_path):
+    server = "serving.servers=[http://127.0.0.1:1]"
+    done = _in_the_image(tmp_path, _COMMAND, "promote", "1", server, "serving.wait_seconds=0.1")
+    assert done.returncode == 2, done.stderr
+    assert "cannot be reached" in done.stderr
