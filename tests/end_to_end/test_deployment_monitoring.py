@@ -236,5 +236,13 @@ def test_a_server_that_is_gone_is_reported(stack):
     stack.server.process.kill()
     for name in ("GraftlineServerDown", "GraftlineModelNotServed"):
         until(lambda name=name: stack.firing(name), name)
-    assert stack.classify(png()) == 503
-    until(lambda: stack.firing("GraftlineGatewayErrors"), "errors of the gateway")
+
+
+def test_requests_that_fail_are_reported(stack):
+    stack.server.process.kill()
+
+    def reported() -> list[dict[str, str]]:
+        assert stack.classify(png()) == 503
+        return stack.firing("GraftlineGatewayErrors")
+
+    assert until(reported, "the alert")[0]["label"] == "latest"
