@@ -53,7 +53,13 @@ class Loader:
         Raises:
             Failure: it cannot be loaded, or a warm-up request fails.
         """
-        servable = self._batched(folder, self._read(folder))
+        try:
+            servable = self._read(folder)
+        except Exception:
+            self._metrics.load_attempt(str(folder), succeeded=False)
+            raise
+        self._metrics.load_attempt(str(folder), succeeded=True)
+        servable = self._batched(folder, servable)
         try:
             self._warm_up(servable, folder)
         except BaseException:

@@ -16,6 +16,7 @@ from graftline.serving.server.status import Code
 
 DEFAULT_PATH = "/monitoring/prometheus/metrics"
 _PREFIX = ":tensorflow:serving:"
+_LOAD_ATTEMPTS = ":tensorflow:cc:saved_model:load_attempt_count"
 # Ten microseconds to some twenty minutes.
 _TIMES = [10 * 1.8**i for i in range(33)]
 _COUNTS = [2.0**i for i in range(15)]
@@ -42,6 +43,7 @@ class Metrics:
         self._example_total = self._counter("request_example_count", "model")
         self._warmup = self._histogram("model_warmup_latency", "model_path", "status")
         self._queueing = self._histogram("batching_session:queuing_latency", "thread_pool_name")
+        self._loads = Counter(_LOAD_ATTEMPTS, "", ["model_path", "status"], registry=self._registry)
 
     def request(self, model: str, api: str, entrypoint: str, code: Code, seconds: float) -> None:
         """Counts a request that has ended.
@@ -64,6 +66,10 @@ class Metrics:
         """Counts the tf.Examples of a request."""
         self._examples.labels(model).observe(count)
         self._example_total.labels(model).inc(count)
+
+    def load_attempt(self, path: str, succeeded: bool) -> None:
+        """Counts that a version's folder was read (tensorflow/cc/saved_model/loader.cc)."""
+        self._loads.labels(path, "success" if succeeded else "fail").inc()
 
     def warmed_up(self, path: str, code: Code, seconds: float) -> None:
         """Records how long a version's warm-up took."""

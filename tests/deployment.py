@@ -1,0 +1,99 @@
+"""Reads what is in serving/deploy, with the tools that will read it in earnest."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DEPLOY = REPOSITORY / "serving" / "deploy"
+# What example.env leaves to the user.
+ENVIRONMENT = {"GRAFTLINE_BASE": "/srv/base", "GRAFTLINE_SECRETS": "/srv/secrets"}
+
+
+def tool(name: str, package: str) -> str:
+    """The path of a program; skips where it is not installed."""
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not here; it comes with {package}")
+    return found
+
+
+def run(*command: str | Path, **more: Any) -> subprocess.CompletedProcess[str]:
+    """Runs a program and returns how that ended."""
+    return subprocess.run(command, capture_output=True, text=True, check=False, **more)
+
+
+def kustomized(folder: str) -> list[dict[str, Any]]:
+    """The objects that a folder of kubernetes/ stands for."""
+    if shutil.which("kustomize"):
+        command = ["kustomize", "build"]
+    else:
+        command = [tool("kubectl", "Kubernetes' client (or kustomize)"), "kustomize"]
+    done = run(*command, DEPLOY / "kubernetes" / folder)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def pods(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The specs of the pods, by their deployments' names."""
+    return {
+        found["metadata"]["name"]: found["spec"]["template"]["spec"]
+        for found in objects
+        if found["kind"] == "Deployment"
+    }
+
+
+def compose(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Calls the plugin of docker, or the program of that name."""
+    docker = shutil.which("docker")
+    if docker and run(docker, "compose", "version").returncode == 0:
+        command = [docker, "compose"]
+    else:
+        command = [tool("docker-compose", "Debian's docker-compose")]
+    file = ("--file", DEPLOY / "compose.yaml", "--env-file", DEPLOY / "example.env")
+    return run(*command, *file, *arguments, env={"PATH": os.environ["PATH"], **environment})
+
+
+def composition() -> dict[str, Any]:
+    """compose.yaml as compose understands it."""
+    done = compose("config", GRAFANA_PASSWORD="secret", **ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = yaml.safe_load(done.stdout)
+    return found
+
+
+def server_flags(objects: list[dict[str, Any]]) -> list[str]:
+    """The flags of TensorFlow Serving in Kubernetes."""
+    [server] = pods(objects)["tensorflow-serving"]["containers"]
+    flags: list[str] = server["args"]
+    return flags
+
+
+def alerts() -> list[dict[str, Any]]:
+    """The rules of prometheus/alerts.yml."""
+    groups = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def panels() -> list[dict[str, Any]]:
+    """The panels of the dashboard."""
+    text = (DEPLOY / "grafana" / "dashboards" / "graftline.json").read_text()
+    found: list[dict[str, Any]] = json.loads(text)["panels"]
+    return found
+
+
+def queries() -> Iterator[tuple[str, str]]:
+    """Title and expression of every query of the dashboard, its variables filled in."""
+    for panel in panels():
+        for target in panel.get("targets", []):
+            expression = target["expr"].replace("$__rate_interval", "1m").replace("$model", ".*")
+            yield f"{panel['title']} {target['refId']}", expression
