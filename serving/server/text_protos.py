@@ -10,19 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import (
-    descriptor_pb2,
-    descriptor_pool,
-    message_factory,
-    text_format,
-    wrappers_pb2,
-)
+from google.protobuf import text_format
 
+from graftline.serving.protos import Table, declare
 from graftline.serving.server.status import invalid
 
-_PACKAGE = "graftline.server"
-# message: {field: (number, type)}; `repeated` stands before the type. Other messages by name.
-_MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
+_MESSAGES: Table = {
     "SSLConfig": {
         "server_key": (1, "string"),
         "server_cert": (2, "string"),
@@ -49,53 +42,11 @@ _MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
         "host_name": (7, "string"),
     },
 }
-_TYPES = {
-    "string": descriptor_pb2.FieldDescriptorProto.TYPE_STRING,
-    "bool": descriptor_pb2.FieldDescriptorProto.TYPE_BOOL,
-    "int64": descriptor_pb2.FieldDescriptorProto.TYPE_INT64,
-    "uint64": descriptor_pb2.FieldDescriptorProto.TYPE_UINT64,
-}
-
-
-def _declare() -> descriptor_pool.DescriptorPool:
-    file = descriptor_pb2.FileDescriptorProto(
-        name="graftline/server.proto",
-        package=_PACKAGE,
-        syntax="proto3",
-        dependency=[wrappers_pb2.DESCRIPTOR.name],
-    )
-    for message_name, fields in _MESSAGES.items():
-        message = file.message_type.add(name=message_name)
-        for name, (number, kind) in fields.items():
-            field = message.field.add(name=name, number=number)
-            repeated = kind.startswith("repeated ")
-            kind = kind.removeprefix("repeated ")
-            field.label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
-            field.type = _TYPES.get(kind, field.TYPE_MESSAGE)
-            if kind in _MESSAGES:
-                field.type_name = f".{_PACKAGE}.{kind}"
-            elif kind not in _TYPES:
-                field.type_name = f".google.protobuf.{kind}"
-    # A pool of its own: the name of no other library's message can clash.
-    pool = descriptor_pool.DescriptorPool()
-    pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
-    pool.AddSerializedFile(file.SerializeToString())
-    return pool
-
-
-def _message(name: str) -> Any:
-    descriptor = _pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")
-    # protobuf 3.20 knows only the factory, 4.22 and newer prefer the function, 5 only has it.
-    if hasattr(message_factory, "GetMessageClass"):
-        return message_factory.GetMessageClass(descriptor)
-    return message_factory.MessageFactory(pool=_pool).GetPrototype(descriptor)
-
-
-_pool = _declare()
-SSLConfig = _message("SSLConfig")
-MonitoringConfig = _message("MonitoringConfig")
-BatchingParameters = _message("BatchingParameters")
-ProfileRequest = _message("ProfileRequest")
+_classes = declare("graftline.server", _MESSAGES)
+SSLConfig = _classes["SSLConfig"]
+MonitoringConfig = _classes["MonitoringConfig"]
+BatchingParameters = _classes["BatchingParameters"]
+ProfileRequest = _classes["ProfileRequest"]
 
 
 def read_text(path: Path | str, message: Any) -> Any:
