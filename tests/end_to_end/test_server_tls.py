@@ -2,60 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import ssl
 from pathlib import Path
 
 import grpc
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
 
+from certificates import Authority, ssl_config
 from model_servers import ModelServer, linear_model, serving
 
 pytestmark = pytest.mark.end_to_end
-
-
-class Authority:
-    """A certificate authority."""
-
-    def __init__(self, name: str):
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        self._certificate = self._sign(self._name, self._key.public_key(), authority=True)
-        self.pem = self._certificate.public_bytes(serialization.Encoding.PEM)
-
-    def issue(self, name: str) -> tuple[bytes, bytes]:
-        """A key and its certificate, as PEM."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        certificate = self._sign(subject, key.public_key(), authority=False)
-        private = key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        return private, certificate.public_bytes(serialization.Encoding.PEM)
-
-    def _sign(self, subject: x509.Name, key: object, authority: bool) -> x509.Certificate:
-        now = datetime.datetime.now(datetime.timezone.utc)
-        address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(x509.BasicConstraints(authority, None), critical=True)
-            .add_extension(x509.SubjectAlternativeName([address]), critical=False)
-            .sign(self._key, hashes.SHA256())
-        )
 
 
 @pytest.fixture(scope="module")
@@ -68,18 +25,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("models")
     linear_model(base / "1")
     return base
-
-
-def ssl_config(
-    folder: Path, key: bytes, certificate: bytes, authority: Authority | None = None
-) -> str:
-    lines = [("server_key", key), ("server_cert", certificate)]
-    if authority:
-        lines.append(("custom_ca", authority.pem))
-    text = "\n".join(f'{name}: "{pem.decode()}"'.replace("\n", "\\n") for name, pem in lines)
-    file = folder / "ssl.config"
-    file.write_text(text + ("\nclient_verify: true" if authority else ""))
-    return f"--ssl_config_file={file}"
 
 
 def ask(server: ModelServer, credentials: grpc.ChannelCredentials | None) -> int:
