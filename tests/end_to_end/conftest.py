@@ -15,6 +15,7 @@ trainer: {phases: [{name: frozen, epochs: 20, rate: 1e-3}], batch_size: 16}
 drop: {eval_share: 0.15, test_share: 0.25}
 model_gate: {min_test_images: 5, resamples: 1000}
 data_gate: {shift: true}
+probe: {enabled: false}
 """
 
 
