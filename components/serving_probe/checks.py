@@ -23,7 +23,7 @@ _FIRST_BATCH = 16
 _POLL = 0.1  # seconds
 _LAST_BREATH = 2.0
 _WHILE_STARTING = (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.NOT_FOUND)
-_LONGEST_CALL = 5.0  # while it starts
+_LONGEST_CALL = 2.0  # while it starts
 
 
 def probe(
