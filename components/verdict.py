@@ -1,7 +1,7 @@
 """What a gate decided: a table of checks, as data, as JSON and in words.
 
-The data gate and the model gate write one verdict each, on refusals too; the command line, the
-model card and the manifest of a version read it.
+The data gate, the model gate and the serving probe write one verdict each, on refusals too; the
+command line, the model card and the manifest of a version read it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 OVERALL = "overall"
+# What people call them.
+GATES = {"data": "data gate", "model": "model gate", "probe": "serving probe"}
 
 _OUTCOMES = {True: "passed", False: "[red]no[/red]", None: "[yellow]undecided[/yellow]"}
 _MANY = 40
@@ -48,7 +50,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """The decision of one gate.
 
     Attributes:
-        gate: `data` or `model`.
+        gate: `data`, `model` or `probe`.
         passed: whether the run goes on (also True where it was overridden).
         overridden: the recorded reason of a person who let it through, else empty.
         checks: every check with its outcome.
@@ -87,14 +89,14 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
             outcome = f"passed all {count} checks"
         lines = [f"  no  {check.note}" for check in self.failed]
         lines += [f"  ?   {check.note}" for check in self.undecided]
-        return "\n".join([f"The {self.gate} gate: {outcome}.", *lines])
+        return "\n".join([f"The {GATES[self.gate]}: {outcome}.", *lines])
 
     def table(self) -> Table:
         """Every check as a table for the screen; checks per class that passed only while few."""
         from rich.markup import escape
         from rich.table import Table
 
-        table = Table(title=f"{self.gate} gate", title_justify="left")
+        table = Table(title=GATES[self.gate], title_justify="left")
         for heading in ("metric", "of"):
             table.add_column(heading)
         for heading in ("found", "before", "bound"):
@@ -107,7 +109,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
             table.add_row(
                 check.metric,
                 escape(check.slice),
-                *("" if number is None else f"{number:.3f}" for number in numbers),
+                *("" if number is None else _shown(number) for number in numbers),
                 _OUTCOMES[check.passed],
             )
         if len(shown) < len(self.checks):
@@ -123,3 +125,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     def read(path: Path) -> Verdict:
         """Reads a verdict that `write` wrote."""
         return msgspec.json.decode(path.read_bytes(), type=Verdict)
+
+
+def _shown(number: float) -> str:
+    return f"{number:.3f}" if number == 0 or abs(number) >= 0.001 else f"{number:.0e}"

@@ -21,6 +21,7 @@ from msgspec import Meta
 from graftline.components.data_gate.config import DataGateConfig
 from graftline.components.ingest.config import DropConfig
 from graftline.components.model_gate.config import ModelGateConfig
+from graftline.components.serving_probe.config import ProbeConfig
 from graftline.components.settings import set_value
 from graftline.components.trainer.backbones import registry
 from graftline.components.trainer.config import ImageConfig, TrainerConfig
@@ -117,6 +118,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     trainer: TrainerConfig = TrainerConfig()
     tuner: TunerConfig = TunerConfig()
     model_gate: ModelGateConfig = ModelGateConfig()
+    probe: ProbeConfig = ProbeConfig()
     serving: ServingConfig = ServingConfig()
     beam: BeamConfig = BeamConfig()
     gateway: GatewayConfig = GatewayConfig()

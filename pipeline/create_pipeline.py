@@ -44,6 +44,7 @@ from graftline.components.data_gate.summary import QUANTILES
 from graftline.components.ingest.spans import SPLITS, find_span
 from graftline.components.model_gate.component import ModelGate
 from graftline.components.model_gate.evaluator import Evaluator
+from graftline.components.serving_probe.component import ServingProbe
 from graftline.pipeline.code_digest import (
     code_digest,
     code_revision,
@@ -315,16 +316,25 @@ def _model_nodes(
         baseline_version=plan.baseline or 0,
         report_dir=report_dir,
     )
+    probe = ServingProbe(
+        examples=examples,
+        model=trainer.outputs["model"],
+        model_blessing=gate.outputs["blessing"],
+        config=msgspec.json.encode(config.probe).decode(),
+        report_dir=report_dir,
+    )
+    probes = [probe] if config.probe.enabled else []
     pusher = Pusher(
         model=trainer.outputs["model"],
         model_blessing=gate.outputs["blessing"],
+        infra_blessing=probe.outputs["blessing"] if probes else None,
         push_destination=pusher_pb2.PushDestination(
             filesystem=pusher_pb2.PushDestination.Filesystem(base_directory=str(project.base_path))
         ),
         custom_config=_publication(project, plan),
         custom_executor_spec=executor_spec.ExecutorClassSpec(publisher.Executor),
     )
-    return [trainer, in_service, evaluator, gate, pusher]
+    return [trainer, in_service, evaluator, gate, *probes, pusher]
 
 
 def _publication(project: Project, plan: Plan) -> dict[str, Any]:

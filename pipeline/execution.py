@@ -24,6 +24,14 @@ if TYPE_CHECKING:
     from graftline.pipeline.create_pipeline import Extent
 
 _TRIALS = "trials.json"
+# What can be done about a candidate that one of them refused.
+_NEXT_STEPS = {
+    "model": "To publish it all the same: `graftline run --bless --reason TEXT`.",
+    "probe": (
+        "What the server said is in serving_probe.log there. `graftline resume` asks it again; "
+        "with other bounds: `graftline run probe.KEY=VALUE`."
+    ),
+}
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,6 +148,7 @@ class Execution:
             self._console.line(f"{refusal}\n  The run goes on without it.")
 
     def _run(self, plan: Plan, extent: Extent) -> None:
+        from graftline.components.serving_probe.component import ServingProbe
         from graftline.pipeline.create_pipeline import compile_pipeline, report_folder
         from graftline.pipeline.local_runner import NotInCache, run_pipeline
 
@@ -153,6 +162,9 @@ class Execution:
         except NotInCache as error:
             raise candidate_gone(self._record.took_up) from error
         except Refused:
+            if self._record.nodes[-1].id == ServingProbe.__name__:
+                self._judge()
+                raise
             self._record.refused_spans = (*self._record.refused_spans, plan.target)
             if extent != "data":
                 self._record.refused_by = "data"
@@ -201,18 +213,28 @@ class Execution:
     def _conclude(self) -> None:
         from graftline.pipeline.local_runner import pushed_version
 
-        verdict = Verdict.read(self._folder / "model_gate.json")
-        self._console.table(verdict.table())
-        if not verdict.passed:
-            self._record.refused_by = "model"
-            raise Refused(
-                f"The candidate of {self._record.run_id} is refused: nothing was published.\n"
-                f"{verdict.in_words()}\nIts report stays in {self._folder}. To publish it all the "
-                "same: `graftline run --bless --reason TEXT`.",
-                msgspec.to_builtins(verdict),
-            )
+        self._judge()
         self._record.published_version = pushed_version(self._store)
         self._record.state = run_record.PUBLISHED
+
+    def _judge(self) -> None:
+        """Shows what the model gate and the serving probe found.
+
+        Raises:
+            Refused: one of them refused the candidate.
+        """
+        probes = self._project.config.probe.enabled
+        for file in ("model_gate.json", *(("serving_probe.json",) if probes else ())):
+            verdict = Verdict.read(self._folder / file)
+            self._console.table(verdict.table())
+            if not verdict.passed:
+                self._record.refused_by = verdict.gate
+                raise Refused(
+                    f"The candidate of {self._record.run_id} is refused: nothing was published.\n"
+                    f"{verdict.in_words()}\nIts report stays in {self._folder}. "
+                    f"{_NEXT_STEPS[verdict.gate]}",
+                    msgspec.to_builtins(verdict),
+                )
 
 
 def candidate_gone(refused: str) -> UserError:

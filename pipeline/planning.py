@@ -5,16 +5,15 @@ The decisions are made here and nowhere else; the plan carries them to every nod
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Collection
-from pathlib import Path
 
 from graftline.components.ingest.spans import list_spans
 from graftline.pipeline.plan import Plan, SpanVersion
 from graftline.pipeline.project import Project
 from graftline.serving.base_path import BasePath
 from graftline.serving.errors import UserError
+from graftline.serving.file_system import link_or_copy
 from graftline.serving.manifest import digest, hash_files
 
 
@@ -100,7 +99,7 @@ def hold_in_service(project: Project) -> tuple[int | None, str]:
             staged = folder.with_name(f".{folder.name}")
             shutil.rmtree(staged, ignore_errors=True)
             # Linked file by file: a rollback during the run moves the folder of the version away.
-            shutil.copytree(published, staged / "Format-Serving", copy_function=_link_or_copy)
+            shutil.copytree(published, staged / "Format-Serving", copy_function=link_or_copy)
             staged.rename(folder)
     except (OSError, ValueError) as error:
         raise UserError(
@@ -119,10 +118,3 @@ def _within_window(project: Project, earlier: list[SpanVersion]) -> list[SpanVer
     """The newest of the earlier spans that the window has room for beside the target."""
     last = project.config.window.last
     return earlier if last is None else earlier[len(earlier) - min(last - 1, len(earlier)) :]
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system
-        shutil.copyfile(source, Path(target))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import shutil
 import signal
 import tempfile
 import traceback
@@ -78,11 +79,12 @@ def run(project: Project, request: Request, *, quiet: bool = False) -> RunRecord
     with run_record.lock(project.runs):
         _check_writable(project)
         _check_weights(project)
+        _check_probe(project)
         return _begin(project, request, target, quiet=quiet)
 
 
 def resume(project: Project, *, quiet: bool = False) -> RunRecord:
-    """Takes up the last run, which crashed or was killed, from the node that it stopped at.
+    """Takes up the last run, from the node that it stopped at: a crash, a kill, the serving probe.
 
     It goes on with the configuration and the plan that the run began with. Where the code or the
     schema has changed since, every node is looked at anew, and only what does not depend on the
@@ -95,7 +97,7 @@ def resume(project: Project, *, quiet: bool = False) -> RunRecord:
     last = next(run_record.records(project.runs), None)
     if last is None:
         raise UserError("There is no run to resume: start one with `graftline run`.")
-    if last.state in (run_record.PUBLISHED, run_record.REFUSED, run_record.TUNED):
+    if not last.can_go_on:
         raise UserError(
             f"The last run, {last.run_id}, came to its end ({last.state}): nothing to resume. "
             "Start the next with `graftline run`."
@@ -104,6 +106,7 @@ def resume(project: Project, *, quiet: bool = False) -> RunRecord:
         begun, request = _begun(project, last)
         curated.read(begun.schema)
         _check_weights(begun)
+        _check_probe(begun)
         if last.digest != _digest(begun):
             if last.took_up:
                 raise candidate_gone(last.took_up)
@@ -116,6 +119,7 @@ def resume(project: Project, *, quiet: bool = False) -> RunRecord:
             last.digest, last.attempt = _digest(begun), last.attempt + 1
             renew_baseline(begun, project.runs / last.run_id)
         last.state, last.error, last.finished = run_record.RUNNING, "", ""
+        last.refused_by = ""
         last.pid, last.nodes = os.getpid(), []
         last.write(project.runs)
         return _execute(begun, request, last, quiet=quiet)
@@ -124,15 +128,13 @@ def resume(project: Project, *, quiet: bool = False) -> RunRecord:
 def _refused_candidate(project: Project, span: int | None) -> RunRecord:
     """The last run, whose candidate the model gate refused, and which was of the span asked for.
 
-    Runs that were to publish it and came to no end are passed over, and those that only tried
-    values.
+    Runs that were to publish it and can go on are passed over, and those that only tried values.
 
     Raises:
         UserError: the last run is another one, or there is none.
     """
-    unfinished = (run_record.INTERRUPTED, run_record.FAILED)
     for last in run_record.records(project.runs):
-        if last.tunes or (last.took_up and last.state in unfinished):
+        if last.tunes or (last.took_up and last.can_go_on):
             continue
         if (last.state, last.refused_by) == (run_record.REFUSED, "model"):
             if span in (None, last.span):
@@ -144,7 +146,7 @@ def _refused_candidate(project: Project, span: int | None) -> RunRecord:
             )
         raise UserError(
             f"There is no candidate to bless: the last run, {last.run_id}, is {last.state}"
-            + (" by the data gate" if last.refused_by else "")
+            + (f" by the {last.refuser}" if last.refused_by else "")
             + ". Run the pipeline first, or let a new candidate pass whatever it is like with "
             "`graftline run --force --bless --reason TEXT`."
         )
@@ -302,6 +304,15 @@ def _check_weights(project: Project) -> None:
     file = project.weights_file
     if file is not None and not file.is_file():
         raise UserError(f"There is no weight file {file} (trainer.weights). Nothing was run.")
+
+
+def _check_probe(project: Project) -> None:
+    command = project.config.probe.command
+    if project.config.probe.enabled and command and shutil.which(command[0]) is None:
+        raise UserError(
+            f"There is no program {command[0]} for the serving probe (probe.command). Install it, "
+            "or leave probe.command empty for the embedded server. Nothing was run."
+        )
 
 
 def _check_writable(project: Project) -> None:

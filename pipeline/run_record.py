@@ -16,6 +16,7 @@ from pathlib import Path
 import filelock
 import msgspec
 
+from graftline.components.verdict import GATES
 from graftline.pipeline.plan import SpanVersion
 from graftline.serving.errors import UserError
 
@@ -52,7 +53,7 @@ class RunRecord(msgspec.Struct, kw_only=True):
         finished: UTC, empty while it runs.
         pid: process that runs it.
         nodes: the nodes so far, in order.
-        refused_by: `data` or `model` where a gate said no.
+        refused_by: `data`, `model` or `probe` where a gate said no.
         refused_spans: spans that the data gate refused in this run.
         published_version: version under the base path, where it got so far.
         error: last line of what went wrong.
@@ -91,6 +92,18 @@ class RunRecord(msgspec.Struct, kw_only=True):
     def target(self) -> SpanVersion:
         """The span that the run ingested."""
         return SpanVersion(self.span, self.version)
+
+    @property
+    def refuser(self) -> str:
+        """Which gate said no, as people call it; empty where none did."""
+        return GATES.get(self.refused_by, "")
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether it may be taken up again: it broke off, or a server may do better next time."""
+        if self.state == REFUSED:
+            return self.refused_by == "probe"
+        return self.state not in (PUBLISHED, TUNED)
 
     @property
     def key(self) -> str:

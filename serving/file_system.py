@@ -108,3 +108,16 @@ def explained(failure: str) -> Iterator[None]:
             raise
         where = f" ({error.filename})" if error.filename else ""
         raise UserError(f"{failure}: {error.strerror}{where}. {remedy}") from error
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """Makes a second name for a file or, on another file system, a second file.
+
+    As `copy_function` of `shutil.copytree` it makes a folder that can be removed without harm to
+    the first one by whoever does it: TensorFlow's file system follows symbolic links and empties
+    what they lead to.
+    """
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, Path(target))

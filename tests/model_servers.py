@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import json
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ from typing import Any
 import grpc
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 _context = multiprocessing.get_context("forkserver")
@@ -112,6 +114,34 @@ def linear_model(folder: Path, add: float = 2.0) -> Path:
     return folder
 
 
+class _Reddest(tf.Module):
+    """Names the strongest colour of an image, with the signature of every exported model."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
+    def serve(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        def shares(encoded: tf.Tensor) -> tf.Tensor:
+            image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+            return tf.nn.softmax(tf.reduce_mean(tf.cast(image, tf.float32), [0, 1]) / 255)
+
+        scores = tf.map_fn(shares, image_bytes, fn_output_signature=tf.TensorSpec([3], tf.float32))
+        classes = tf.tile([["red", "green", "größtes Blau"]], [tf.shape(scores)[0], 1])
+        return {"classes": classes, "scores": scores}
+
+
+def colour_model(folder: Path) -> Path:
+    """Writes a SavedModel that names the strongest colour of an image."""
+    module = _Reddest()
+    tf.saved_model.save(module, str(folder), signatures={"serving_default": module.serve})
+    return folder
+
+
+def coloured_image(colour: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> bytes:
+    """A PNG of one colour."""
+    stream = io.BytesIO()
+    Image.new("RGB", size, colour).save(stream, "PNG")
+    return stream.getvalue()
+
+
 def _serve(arguments: list[str], output: Path) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream in (1, 2):
@@ -128,11 +158,20 @@ class ModelServer:
         folder: where its output goes.
         flags: what follows the ports on the command line.
         ports: which of `grpc` and `rest` to open.
+        after: a server that is gone, whose ports it takes.
     """
 
-    def __init__(self, folder: Path, *flags: str, ports: str = "grpc rest"):
+    def __init__(
+        self,
+        folder: Path,
+        *flags: str,
+        ports: str = "grpc rest",
+        after: ModelServer | None = None,
+    ):
         self.grpc_port = free_port() if "grpc" in ports else 0
         self.rest_port = free_port() if "rest" in ports else 0
+        if after:
+            self.grpc_port, self.rest_port = after.grpc_port, after.rest_port
         self._output = folder / f"server-{time.monotonic_ns()}.log"
         arguments = [
             f"--port={self.grpc_port}",
@@ -212,9 +251,11 @@ class ModelServer:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *flags: str, ports: str = "grpc rest") -> Iterator[ModelServer]:
+def serving(
+    folder: Path, *flags: str, ports: str = "grpc rest", after: ModelServer | None = None
+) -> Iterator[ModelServer]:
     """A server that is ready, and killed in the end."""
-    server = ModelServer(folder, *flags, ports=ports)
+    server = ModelServer(folder, *flags, ports=ports, after=after)
     try:
         yield server.wait_ready()
     finally:

@@ -1,7 +1,8 @@
 """The model as it is served: encoded images in, class names and probabilities out.
 
 Both signatures run the graph that Transform saved, so that a client sends an image as it is. The
-labels are constants of the model, and lie beside it as text.
+labels are constants of the model, and lie beside it as text; requests for a server to warm up with
+lie there, too.
 """
 
 from __future__ import annotations
@@ -11,12 +12,19 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 import tensorflow_transform as tft
 import tf_keras
+from tensorflow_serving.apis import prediction_log_pb2
 
 from graftline.components.trainer.inputs import FEATURES, IMAGE
+from graftline.serving.predictor import INPUT, SIGNATURE
 
 LABELS = "assets.extra/labels.txt"
+# Where TensorFlow Serving looks for them, and the embedded server.
+WARM_UP = "assets.extra/tf_serving_warmup_requests"
 # Below this name a version's checkpoint has the weights, numbered.
 WEIGHTS = "weights"
+
+_WARM_UP_BATCHES = (1, 4, 16)
+_WARM_UP_SIZE = 64  # pixels
 
 
 class ServedClassifier(tf.Module):
@@ -41,7 +49,7 @@ class ServedClassifier(tf.Module):
         self._network = network
         self._classes = list(classes)
 
-    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name="image_bytes")])
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name=INPUT)])
     def classify(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         """Encoded images (B,) to `classes` string (B, C) and `scores` float32 (B, C)."""
         images = self.transform({IMAGE: image_bytes})[IMAGE]
@@ -70,10 +78,30 @@ def export(
         lambda images: model(images, training=False), model.variables, transform, classes
     )
     signatures = {
-        "serving_default": served.classify,
+        SIGNATURE: served.classify,
         "serving_examples": served.classify_examples,
     }
     tf.saved_model.save(served, folder, signatures=signatures)
     tf.io.gfile.makedirs(f"{folder}/assets.extra")
     with tf.io.gfile.GFile(f"{folder}/{LABELS}", "w") as file:
         file.write("".join(f"{name}\n" for name in classes))
+    _write_warm_up(f"{folder}/{WARM_UP}")
+
+
+def _write_warm_up(path: str) -> None:
+    """Writes requests that a server replays before a version serves: a grey image, in batches.
+
+    What a first request sets up, a server's first client need not wait for then; some of it is set
+    up anew for another size of batch. As PredictionLog records, the real server's format
+    (tensorflow_serving/servables/tensorflow/saved_model_warmup_util.cc).
+    """
+    image = tf.io.encode_jpeg(
+        tf.fill((_WARM_UP_SIZE, _WARM_UP_SIZE, 3), tf.constant(128, tf.uint8))
+    )
+    with tf.io.TFRecordWriter(path) as writer:
+        for count in _WARM_UP_BATCHES:
+            log = prediction_log_pb2.PredictionLog()
+            request = log.predict_log.request
+            request.model_spec.signature_name = SIGNATURE
+            request.inputs[INPUT].CopyFrom(tf.make_tensor_proto([image.numpy()] * count))
+            writer.write(log.SerializeToString())

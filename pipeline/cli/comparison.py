@@ -121,7 +121,7 @@ def _ended(run: ComparedRun) -> str:
     record = run.record
     if record.state == PUBLISHED:
         return f"version {record.published_version}"
-    return f"refused, {record.refused_by} gate" if record.state == REFUSED else record.state
+    return f"refused, {record.refuser}" if record.state == REFUSED else record.state
 
 
 def _epochs(run: ComparedRun, phase: str) -> int | None:

@@ -162,8 +162,8 @@ def _refused(project: Project) -> dict[tuple[int, int], str]:
         for entry in record.refused_spans:
             told = f"{record.run_id}, refused by the data gate"
             found.setdefault((entry.span, entry.version), told)
-        if record.state == run_record.REFUSED and record.refused_by == "model":
-            told = f"{record.run_id}, refused by the model gate"
+        if record.state == run_record.REFUSED and record.refused_by in ("model", "probe"):
+            told = f"{record.run_id}, refused by the {record.refuser}"
             found.setdefault((record.span, record.version), told)
     return found
 

@@ -71,7 +71,7 @@ def tune(project: Project, as_json: bool, **request: object) -> None:
 
 @project_command("resume")
 def resume(project: Project, as_json: bool) -> None:
-    """Go on with the run that crashed or was killed, from the node that failed."""
+    """Go on with the run that crashed, was killed or not served, from the node that failed."""
     overrides = click.get_current_context().meta["overrides"]
     if overrides:
         raise UserError(
@@ -113,8 +113,7 @@ def _next_step(record: RunRecord) -> str:
         return "It is under way; its log grows."
     if record.state == run_record.REFUSED:
         return (
-            f"The {record.refused_by} gate said no; the verdict, and what to do, is at the end of "
-            "the log."
+            f"The {record.refuser} said no; the verdict, and what to do, is at the end of the log."
         )
     return "Go on from where it stopped: graftline resume"
 

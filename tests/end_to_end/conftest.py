@@ -14,6 +14,7 @@ image: {size: 32}
 drop: {eval_share: 0.15, test_share: 0.25}
 model_gate: {min_test_images: 5, resamples: 1000}
 data_gate: {shift: true}
+probe: {enabled: false}
 """
 
 

@@ -1,47 +1,24 @@
 """Classifying images with a published version: the predictor and the command."""
 
-import io
 import json
 import resource
 from pathlib import Path
 
 import pytest
-import tensorflow as tf
-from PIL import Image
 
 from graftline.pipeline.cli.main import main
 from graftline.serving.base_path import BasePath
 from graftline.serving.errors import UserError
 from graftline.serving.manifest import Manifest
 from graftline.serving.predictor import Predictor
-
-
-class Reddest(tf.Module):
-    """Names the strongest colour of an image, with the signature of every exported model."""
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
-    def serve(self, image_bytes):
-        def shares(encoded):
-            image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-            return tf.nn.softmax(tf.reduce_mean(tf.cast(image, tf.float32), [0, 1]) / 255)
-
-        scores = tf.map_fn(shares, image_bytes, fn_output_signature=tf.TensorSpec([3], tf.float32))
-        classes = tf.tile([["red", "green", "größtes Blau"]], [tf.shape(scores)[0], 1])
-        return {"classes": classes, "scores": scores}
+from model_servers import colour_model
+from model_servers import coloured_image as image
 
 
 @pytest.fixture(scope="module")
 def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "1"
-    module = Reddest()
-    tf.saved_model.save(module, str(folder), signatures={"serving_default": module.serve})
-    return folder
-
-
-def image(colour: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", size, colour).save(stream, "PNG")
-    return stream.getvalue()
+    return colour_model(folder)
 
 
 def test_classes_are_ranked_by_probability(saved_model):
