@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 import tensorflow as tf
-from deployment import DEPLOY, alerts, kustomized, queries, server_flags, tool
 from PIL import Image
 
+from deployment import DEPLOY, alerts, kustomized, queries, server_flags, tool
 from model_servers import ModelServer, free_port, until
 
 pytestmark = pytest.mark.end_to_end

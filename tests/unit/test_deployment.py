@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 from deployment import (
     DEPLOY,
     REPOSITORY,
@@ -26,9 +29,6 @@ from deployment import (
     server_flags,
     tool,
 )
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
-
 from graftline.serving.server.flags import parse
 
 # The oldest version of Kubernetes in which all of it is stable, and a new one.
