@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -379,6 +380,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the printed line calls curl")
 def test_the_command_prints_a_line_that_gets_an_answer(base, server, tmp_path):
     (tmp_path / "graftline.yaml").write_text("model: {name: default}\n")
     made = start(tmp_path, "--new-key", "shop", "--json")
