@@ -27,9 +27,9 @@ from graftline.serving.server_states import Servers, ServerState
 from graftline.serving.traffic import CANARY, Traffic
 from graftline.serving.versions import Version
 
-_DETAILS = ("created (UTC)", "age", "spans", "accuracy", "size", "run")
+_DETAILS = ("created (UTC)", "age", "spans", "accuracy", "run")
 _BRIEF = ("age", "spans", "accuracy", "run")
-_NUMBERS = ("version", "age", "accuracy", "size")
+_NUMBERS = ("version", "age", "accuracy")
 _STYLES = {"in service": "bold green", "withdrawn": "dim", "incomplete": "red", "present": ""}
 
 _version = click.argument("version", type=int)
@@ -221,7 +221,6 @@ def _details(manifest: Manifest | None) -> dict[str, str]:
         "age": _age(manifest.created),
         "spans": manifest.span_ranges,
         "accuracy": "" if manifest.accuracy is None else f"{manifest.accuracy:.3f}",
-        "size": f"{manifest.size / 1e6:.1f} MB",
         "run": manifest.run_id,
     }
 

@@ -54,7 +54,7 @@ def test_versions_shows_each_with_its_state_accuracy_spans_and_run(base_path, gr
     assert rows[2][:2] == ["1", "present"]
     assert rows[3][:2] == ["2", "withdrawn"]
     assert rows[4][:3] == ["3", "in", "service"]
-    assert rows[4][7:] == ["1-3", "0.930", "0.0", "MB", "run-0003"]
+    assert rows[4][7:] == ["1-3", "0.930", "run-0003"]
     assert output.splitlines()[5].endswith("2 withdrawn: too slow")
     assert rows[-1][:2] == ["Next:", "graftline"]
 
