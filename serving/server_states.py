@@ -126,11 +126,13 @@ def _state(entry: Mapping[str, Any]) -> str:
 
 def _never(behind: Sequence[ServerState], what: str, seconds: float) -> str:
     said = "; ".join(f"{state.address} {_said(state)}" for state in behind)
+    dead = any(state.failure for state in behind)
     return (
         f"After {seconds:.0f} s not every server has {what}: {said}. A server follows when it was "
         "started with --model_config_file on this models.config, with "
         "--model_config_file_poll_wait_seconds above 0 and "
         "--allow_version_labels_for_unavailable_models=true, and can read the versions."
+        + (" Where one is gone, name the others: serving.servers=[http://HOST:8501]." * dead)
     )
 
 

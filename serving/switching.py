@@ -52,7 +52,7 @@ class Switchboard:
             base_path: of the model.
             config: where its servers are.
             wait: whether to wait for them. Without, only what they will read at their start is
-                written.
+                written: for servers that do not run.
         """
         self._base_path = base_path
         self._file = ModelsConfig(base_path.root, config.mounted_at)
@@ -181,12 +181,15 @@ class Switchboard:
         when the versions above are gone. A canary ends.
 
         Raises:
-            UserError: there is nothing to go to, or servers do not follow; then all is as before.
+            UserError: there is nothing to go to, servers that are held at a version cannot be asked,
+                or do not follow; then all is as before.
         """
         with self._changing("Cannot roll back"):
             before = self._file.read() if self._file.path.exists() else None
             if before is None or before.held is None:
                 return self._rollback_by_base_path(to, reason)
+            # Without answers the version that they serve could be withdrawn before they have another.
+            self._require_someone_to_ask("A version that servers are held at can only be withdrawn")
             target = self._base_path.below_service() if to is None else to
             restored = self._base_path.restore(target, reason)
             try:
@@ -311,13 +314,17 @@ class Switchboard:
             UserError: nobody can be asked whether a version is loaded.
         """
         choice = self._before()
+        self._require_someone_to_ask("A label can only be moved")
+        return choice
+
+    def _require_someone_to_ask(self, change: str) -> None:
         if self._wait and not self._servers.addresses:
             raise UserError(
-                "A label can only be moved to a version that servers have loaded, and "
-                "serving.servers names none to ask. Name them in graftline.yaml; or, where no "
-                "server runs yet, write what they will start with: --no-wait."
+                f"{change} once servers have loaded the version that is to answer, and "
+                "serving.servers names none to ask. Name them in graftline.yaml or here, "
+                "serving.servers=[http://HOST:8501]; or, where no server runs, write what they "
+                "will start with: --no-wait."
             )
-        return choice
 
     def _await(
         self, wanted: Callable[[ServerState], bool], what: str, labels: tuple[str, ...] = ()

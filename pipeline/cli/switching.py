@@ -19,7 +19,7 @@ wait_option = click.option(
     "--wait/--no-wait",
     default=True,
     help="Whether to wait until every server of serving.servers follows, and to undo the change "
-    "when one does not. Default: wait.",
+    "when one does not. --no-wait is for servers that do not run. Default: wait.",
 )
 _version = click.argument("version", type=int)
 

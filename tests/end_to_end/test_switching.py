@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import threading
@@ -21,6 +20,7 @@ from graftline.serving.manifest import Manifest
 from graftline.serving.models_config import Choice, ModelsConfig
 from graftline.serving.switching import Switchboard
 from graftline.serving.traffic import Traffic
+from commands import Command
 from model_servers import ModelServer, linear_model, serving, until
 
 pytestmark = pytest.mark.end_to_end
@@ -94,7 +94,11 @@ class Load:
     def _ask(self, server: ModelServer, path: str) -> None:
         while not self._ended.is_set():
             before = self.meant
-            status, body = server.post(f"{path}:predict", {"instances": [0.0]})
+            try:
+                status, body = server.post(f"{path}:predict", {"instances": [0.0]})
+            except OSError as error:
+                self.wrong.append(error)
+                continue
             if status != 200 or body["predictions"][0] not in before | self.meant:
                 self.wrong.append((before, status, body))
             self.answered += 1
@@ -217,28 +221,28 @@ def test_going_back_reaches_a_server_that_watches_the_base_path(base_path, tmp_p
     assert not load.wrong
 
 
-def _promote(root: Path, number: int, port: int) -> None:
-    address = (f"http://127.0.0.1:{port}",)
-    Switchboard(BasePath(root), ServingConfig(servers=address, wait_seconds=60)).promote(number)
+@pytest.fixture
+def project(tmp_path: Path, base_path: BasePath, server: ModelServer) -> Path:
+    """The project that has the base path and names the server."""
+    address = f"http://127.0.0.1:{server.rest_port}"
+    (tmp_path / "graftline.yaml").write_text(
+        f"model: {{name: flowers}}\nserving: {{servers: ['{address}'], wait_seconds: 60}}\n"
+    )
+    return tmp_path
 
 
-def _started(base_path: BasePath, number: int, port: int) -> multiprocessing.process.BaseProcess:
-    context = multiprocessing.get_context("forkserver")
-    process = context.Process(target=_promote, args=(base_path.root, number, port))
-    process.start()
-    return process
-
-
-def test_after_a_kill_in_the_middle_servers_answer_and_the_change_can_be_made(server, base_path):
+def test_after_a_kill_in_the_middle_servers_answer_and_the_change_can_be_made(
+    project, server, base_path
+):
     board = switchboard(base_path, server)
     board.promote(2)
     with Load(server, "flowers/labels/stable") as load:
         load.meant = {2}
         server.signal(signal.SIGSTOP)  # so that it never follows
-        process = _started(base_path, 1, server.rest_port)
+        command = Command(project, "promote", "1")
         until(lambda: ModelsConfig(base_path.root).read().versions == (1, 2), "the first step")
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
+        os.kill(command.process.pid, signal.SIGKILL)
+        assert command.wait() == -signal.SIGKILL
         server.signal(signal.SIGCONT)
         assert base_path.in_service() == 2
         with load.while_it_changes(1):
@@ -246,11 +250,12 @@ def test_after_a_kill_in_the_middle_servers_answer_and_the_change_can_be_made(se
     assert not load.wrong
 
 
-def test_of_two_who_promote_at_once_one_waits_or_is_told_to(server, base_path):
+def test_of_two_who_promote_at_once_one_waits_or_is_told_to(project, server, base_path):
     switchboard(base_path, server).promote(3)
-    processes = [_started(base_path, number, server.rest_port) for number in (1, 2)]
-    for process in processes:
-        process.join()
+    commands = [Command(project, "promote", str(number)) for number in (1, 2)]
+    ends = sorted((command.wait(), command.output) for command in commands)
+    assert ends[0][0] == 0, ends
+    assert ends[1][0] == 0 or "Another process has held" in ends[1][1], ends
     choice = ModelsConfig(base_path.root).read()
     assert choice.versions == (choice.held,)
     assert choice.held in (1, 2)

@@ -179,6 +179,17 @@ def test_labels_are_not_moved_where_nobody_can_be_asked(base_path, board):
     assert ModelsConfig(base_path.root).read() == Choice()
 
 
+@pytest.mark.parametrize("hold", ["pin", "promote"])
+def test_going_back_from_a_held_version_is_refused_where_nobody_can_be_asked(
+    base_path, board, hold
+):
+    getattr(board, hold)(3)
+    before = ModelsConfig(base_path.root).read(), base_path.versions()
+    with pytest.raises(UserError, match=r"serving\.servers names none"):
+        Switchboard(base_path, ServingConfig()).rollback()
+    assert (ModelsConfig(base_path.root).read(), base_path.versions()) == before
+
+
 def test_without_an_entry_the_way_to_one_is_told(base_path):
     with pytest.raises(UserError, match="graftline serve-config"):
         Switchboard(base_path, ServingConfig()).pin(1)
