@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from graftline.serving.errors import UserError
-
-SIGNATURE = "serving_default"
-INPUT = "image_bytes"
+from graftline.serving.signature import INPUT, SIGNATURE
 
 
 class Predictor:

@@ -181,14 +181,14 @@ class Switchboard:
         when the versions above are gone. A canary ends.
 
         Raises:
-            UserError: there is nothing to go to, servers that are held at a version cannot be asked,
-                or do not follow; then all is as before.
+            UserError: there is nothing to go to, or servers that are held at a version cannot be
+                asked or do not follow; then all is as before.
         """
         with self._changing("Cannot roll back"):
             before = self._file.read() if self._file.path.exists() else None
             if before is None or before.held is None:
                 return self._rollback_by_base_path(to, reason)
-            # Without answers the version that they serve could be withdrawn before they have another.
+            # Unasked, they could lose the version that they serve before they have another.
             self._require_someone_to_ask("A version that servers are held at can only be withdrawn")
             target = self._base_path.below_service() if to is None else to
             restored = self._base_path.restore(target, reason)

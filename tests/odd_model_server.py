@@ -19,9 +19,8 @@ from typing import Any
 
 import grpc
 
-from graftline.serving.client.grpc_transport import _MESSAGES
-from graftline.serving.client.transport import OUTPUTS
-from graftline.serving.predictor import INPUT, SIGNATURE
+from graftline.serving.prediction_messages import MESSAGES
+from graftline.serving.signature import INPUT, OUTPUTS, SIGNATURE
 
 SLOW = 0.2
 _requests = itertools.count(1)
@@ -56,17 +55,17 @@ class Grpc(grpc.GenericRpcHandler):
         kind = {"Predict": "Predict", "GetModelMetadata": "Metadata"}[name]
         return grpc.unary_unary_rpc_method_handler(
             getattr(self, kind.lower()),
-            request_deserializer=_MESSAGES[f"{kind}Request"].FromString,
-            response_serializer=_MESSAGES[f"{kind}Response"].SerializeToString,
+            request_deserializer=MESSAGES[f"{kind}Request"].FromString,
+            response_serializer=MESSAGES[f"{kind}Response"].SerializeToString,
         )
 
     def metadata(self, request: Any, context: Any) -> Any:
-        signatures = _MESSAGES["Signatures"]()
+        signatures = MESSAGES["Signatures"]()
         signature = signatures.signature_def.add(key=SIGNATURE).value
         signature.inputs.add(key=INPUT)
         for name in OUTPUTS:
             signature.outputs.add(key=name)
-        response = _MESSAGES["MetadataResponse"](model_spec=request.model_spec)
+        response = MESSAGES["MetadataResponse"](model_spec=request.model_spec)
         response.metadata.add(key="signature_def").value.value = signatures.SerializeToString()
         return response
 
@@ -74,7 +73,7 @@ class Grpc(grpc.GenericRpcHandler):
         if self._how == "choosy":
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not to my taste")
         rows = classify(self._how, "grpc", len(request.inputs[0].value.string_val))
-        response = _MESSAGES["PredictResponse"](model_spec=request.model_spec)
+        response = MESSAGES["PredictResponse"](model_spec=request.model_spec)
         names = response.outputs.add(key="classes").value
         scores = response.outputs.add(key="scores").value
         for row in rows:

@@ -17,7 +17,7 @@ from tfx import types
 from tfx.types import artifact_utils
 
 from graftline.components.trainer.inputs import FEATURES, IMAGE
-from graftline.serving.predictor import INPUT, SIGNATURE
+from graftline.serving.signature import INPUT, SIGNATURE
 
 # The probe wants any real images; those that the training has not learnt from come first.
 _SPLITS = ("eval", "test", "train")

@@ -15,7 +15,7 @@ import tf_keras
 from tensorflow_serving.apis import prediction_log_pb2
 
 from graftline.components.trainer.inputs import FEATURES, IMAGE
-from graftline.serving.predictor import INPUT, SIGNATURE
+from graftline.serving.signature import INPUT, SIGNATURE
 
 LABELS = "assets.extra/labels.txt"
 # Where TensorFlow Serving looks for them, and the embedded server.

@@ -107,12 +107,13 @@ class Images:
             records = tf.data.Dataset.zip(records, chosen).filter(lambda _, is_wanted: is_wanted)
             records = records.map(lambda record, _: record)
         views = tf.data.Dataset.from_tensors(tf.constant(view, tf.int64)).repeat()
-        return self._read(records.batch(batch_size), views, augmenter)
+        return self._read(tf.data.Dataset.zip(records.batch(batch_size), views), augmenter)
 
     def shuffled_batches(
         self,
         batch_size: int,
         seed: int,
+        epoch: int = 0,
         *,
         augmenter: Augmenter | None = None,
         balance: Balance | None = None,
@@ -122,26 +123,28 @@ class Images:
         Args:
             batch_size: images per batch; the last one may be smaller.
             seed: of order, views and balance.
+            epoch: the first one: the same seed and epoch bring the same order and views.
             augmenter: makes the views; None: the images as they are.
             balance: how often each image comes in an epoch; None: once.
         """
-        records = self._records()
-        if balance is not None:
-            times = _times(balance, seed)
-            records = tf.data.Dataset.zip(records, times).flat_map(
-                lambda record, count: tf.data.Dataset.from_tensors(record).repeat(count)
-            )
-        batches = records.shuffle(_SHUFFLED, seed=seed).batch(batch_size)
-        views = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
-        return self._read(batches, views, augmenter)
+
+        def of_epoch(seed: tf.Tensor) -> tf.data.Dataset:
+            records = self._records()
+            if balance is not None:
+                records = tf.data.Dataset.zip(records, _times(balance, seed)).flat_map(
+                    lambda record, count: tf.data.Dataset.from_tensors(record).repeat(count)
+                )
+            shuffled = records.shuffle(_SHUFFLED, seed, reshuffle_each_iteration=False)
+            return tf.data.Dataset.zip(shuffled.batch(batch_size), tf.data.Dataset.random(seed))
+
+        return self._read(epoch_seeds(seed, epoch).flat_map(of_epoch), augmenter)
 
     def _records(self) -> tf.data.Dataset:
         number, count = self.part
         return _records(self.files).shard(count, number)
 
-    def _read(
-        self, batches: tf.data.Dataset, views: tf.data.Dataset, augmenter: Augmenter | None
-    ) -> tf.data.Dataset:
+    def _read(self, batches: tf.data.Dataset, augmenter: Augmenter | None) -> tf.data.Dataset:
+        """Decodes batches of (records, view)."""
         layer = self.transform.transform_features_layer()
 
         def read(examples: tf.Tensor, view: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -152,17 +155,32 @@ class Images:
                 images = augmenter(images, parsed[ID], view)
             return images, features[LABEL]
 
-        return tf.data.Dataset.zip(batches, views).map(read, tf.data.AUTOTUNE).prefetch(2)
+        return batches.map(read, tf.data.AUTOTUNE).prefetch(2)
 
 
-def _times(balance: Balance, seed: int) -> tf.data.Dataset:
-    """How often each image comes, int64, drawn anew in each epoch."""
-    epochs = itertools.count()
+def epoch_seeds(seed: int, epoch: int) -> tf.data.Dataset:
+    """One seed, int64, that follows from another one and the epoch: the next each time it is read.
 
-    def draw() -> Iterator[np.ndarray]:
-        yield balance.times(np.random.default_rng((seed, next(epochs))))
+    Args:
+        seed: as configured.
+        epoch: the first one.
+    """
+    epochs = itertools.count(epoch)
 
-    drawn = tf.data.Dataset.from_generator(draw, output_signature=tf.TensorSpec((None,), tf.int64))
+    def draw() -> Iterator[int]:
+        yield int(np.random.SeedSequence((seed, next(epochs))).generate_state(1)[0])
+
+    return tf.data.Dataset.from_generator(draw, output_signature=tf.TensorSpec((), tf.int64))
+
+
+def _times(balance: Balance, seed: tf.Tensor) -> tf.data.Dataset:
+    """How often each image comes, int64."""
+
+    def draw(seed: int) -> Iterator[np.ndarray]:
+        yield balance.times(np.random.default_rng(seed))
+
+    signature = tf.TensorSpec((None,), tf.int64)
+    drawn = tf.data.Dataset.from_generator(draw, args=(seed,), output_signature=signature)
     return drawn.unbatch()
 
 

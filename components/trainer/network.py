@@ -2,9 +2,42 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
 import tf_keras
 
 from graftline.components.trainer.config import HeadConfig
+
+
+class Dropout(tf_keras.layers.Layer):
+    """Dropout (Srivastava et al., JMLR 2014) whose masks follow from a seed and the epoch.
+
+    Keras's own draws them from a state that no checkpoint holds: a training that goes on after a
+    kill would see others.
+    """
+
+    def __init__(self, rate: float, **settings: Any) -> None:
+        """Drops this share of the values."""
+        super().__init__(**settings)
+        self._rate = rate
+
+    def build(self, shape: tf.TensorShape) -> None:
+        """Makes the source of masks, on each replica another."""
+        self._masks = tf.random.Generator.from_seed(0)
+        super().build(shape)
+
+    def begin(self, *seed: int) -> None:
+        """From here on the masks are those of this seed."""
+        self._masks.reset_from_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """Values of the same shape; as they are where the network does not train."""
+        if not training or not self._rate:
+            return inputs
+        kept = self._masks.uniform(tf.shape(inputs)) >= self._rate
+        return tf.where(kept, inputs / (1 - self._rate), tf.zeros_like(inputs))
 
 
 def make_head(config: HeadConfig, features: int, classes: int) -> tf_keras.Model:
@@ -16,11 +49,18 @@ def make_head(config: HeadConfig, features: int, classes: int) -> tf_keras.Model
     layers = tf_keras.layers
     head = tf_keras.Sequential([tf_keras.Input((features,))], name="head")
     for units in config.hidden:
-        head.add(layers.Dropout(config.dropout))
+        head.add(Dropout(config.dropout))
         head.add(layers.Dense(units, activation="relu"))
-    head.add(layers.Dropout(config.dropout))
+    head.add(Dropout(config.dropout))
     head.add(layers.Dense(classes, dtype="float32"))
     return head
+
+
+def begin_epoch(head: tf_keras.Model, seed: int, epoch: int) -> None:
+    """Has a head of `make_head` drop what is dropped in this epoch."""
+    for number, layer in enumerate(head.layers):
+        if isinstance(layer, Dropout):
+            layer.begin(seed, epoch, number)
 
 
 def pooled(backbone: tf_keras.Model, pooling: str) -> tf_keras.Model:

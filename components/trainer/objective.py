@@ -10,6 +10,7 @@ import tf_keras
 
 from graftline.components.trainer.augmentation import mix
 from graftline.components.trainer.config import PhaseConfig, TrainerConfig
+from graftline.components.trainer.inputs import epoch_seeds
 
 
 def make_loss(label_smoothing: float) -> tf_keras.losses.Loss:
@@ -38,7 +39,11 @@ def make_brier() -> tf_keras.metrics.Metric:
 
 
 def to_train_on(
-    batches: tf.data.Dataset, classes: int, trainer: TrainerConfig, weights: np.ndarray | None
+    batches: tf.data.Dataset,
+    classes: int,
+    trainer: TrainerConfig,
+    weights: np.ndarray | None,
+    epoch: int = 0,
 ) -> tf.data.Dataset:
     """Batches as training takes them.
 
@@ -47,6 +52,7 @@ def to_train_on(
         classes: their number, C.
         trainer: the section `trainer`; says whether inputs are mixed.
         weights: float32 (C,), how much an image of each class counts; None: all the same.
+        epoch: the first one.
 
     Returns:
         A dataset of (input, label float32 (B, C)), or of (input, label, weight float32 (B,)).
@@ -62,7 +68,7 @@ def to_train_on(
         return inputs, dense, tf.linalg.matvec(dense, weights)
 
     if augmentation.mixes:
-        seeds = tf.data.Dataset.random(trainer.seed, rerandomize_each_iteration=True)
+        seeds = epoch_seeds(trainer.seed, epoch).flat_map(tf.data.Dataset.random)
         batches = tf.data.Dataset.zip(batches, seeds).map(
             lambda batch, seed: (*batch, seed), tf.data.AUTOTUNE
         )

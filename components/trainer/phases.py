@@ -19,6 +19,7 @@ from graftline.components.trainer.board import Histograms, Resources
 from graftline.components.trainer.checkpoint import State, get_weights, set_weights
 from graftline.components.trainer.config import PhaseConfig, TrainerConfig
 from graftline.components.trainer.devices import Hardware
+from graftline.components.trainer.network import begin_epoch
 from graftline.components.trainer.objective import make_brier, make_loss, make_optimizer
 from graftline.components.trainer.record import Best, Epoch, Phase
 from graftline.serving.errors import UserError
@@ -37,7 +38,8 @@ class Watch(tf_keras.callbacks.Callback):
         phase: its configuration.
         patience: epochs without a lower error on the eval split that end the phase.
         state: where the training stands, kept up to date.
-        models: whose weights are kept.
+        models: backbone and head, whose weights are kept.
+        seed: of what the head drops.
         save: is called after every epoch.
     """
 
@@ -47,6 +49,7 @@ class Watch(tf_keras.callbacks.Callback):
         patience: int,
         state: State,
         models: Sequence[tf_keras.Model],
+        seed: int,
         save: Callable[[], None],
     ) -> None:
         super().__init__()
@@ -54,6 +57,7 @@ class Watch(tf_keras.callbacks.Callback):
         self._phase = phase
         self._patience = patience
         self._models = models
+        self._seed = seed
         self._save = save
         self._started = 0.0
         self._shown = 0.0
@@ -68,7 +72,8 @@ class Watch(tf_keras.callbacks.Callback):
         return bool(errors) and len(errors) - 1 - int(np.argmin(errors)) >= self._patience
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Starts the clock."""
+        """Starts the clock, and the masks of this epoch."""
+        begin_epoch(self._models[-1], self._seed, epoch)
         self._started = self._shown = time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
@@ -164,7 +169,7 @@ def run_phase(
             all devices together, of several workers for each device.
         evaluation: the same of the eval split, unmixed; None: nothing to watch, every epoch is run.
         state: where the training stands; goes on from there and is kept up to date.
-        models: what the model is a part of, whose weights are kept.
+        models: backbone and head, of which the model is a part, and whose weights are kept.
         images: how many an epoch has, on all workers together.
         evaluation_images: how many each worker is watched by.
         hardware: what it runs on.
@@ -180,7 +185,7 @@ def run_phase(
         make_loss(trainer.label_smoothing),
         metrics=["accuracy", make_brier()],
     )
-    watch = Watch(config, trainer.patience, state, models, save)
+    watch = Watch(config, trainer.patience, state, models, trainer.seed, save)
     if state.epochs:
         report(f"{config.name} goes on after epoch {len(state.epochs)}")
         model.optimizer._create_all_weights(model.trainable_variables)

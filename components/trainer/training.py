@@ -94,7 +94,8 @@ class Training:
             UserError: it cannot train on these images.
             Diverged: the loss is no number.
         """
-        tf_keras.utils.set_random_seed(self.config.seed)
+        # Beside a global seed of 0 tf.data refuses seeds that are tensors, like an epoch's.
+        tf_keras.utils.set_random_seed(1 + self.config.seed)
         self._check()
         with self.hardware.scope():
             backbone, head = self._network()
@@ -329,12 +330,14 @@ class Training:
             varies = config.augmentation.varies
             augmenter = Augmenter(config.augmentation, self._scaling) if varies else None
             train = self._own.shuffled_batches(
-                batch, config.seed + epoch, augmenter=augmenter, balance=balance
+                batch, config.seed, epoch, augmenter=augmenter, balance=balance
             )
             evaluation = self.evaluation.batches(batch)
         plain = msgspec.structs.replace(config, augmentation=AugmentationConfig())
         return (
-            to_train_on(train, classes, config, weights if config.imbalance == "weights" else None),
+            to_train_on(
+                train, classes, config, weights if config.imbalance == "weights" else None, epoch
+            ),
             to_train_on(evaluation, classes, plain, None),
         )
 

@@ -21,8 +21,8 @@ from graftline.serving.client.transport import (
     Description,
     strange,
 )
-from graftline.serving.predictor import SIGNATURE
 from graftline.serving.server.status import Code, Failure
+from graftline.serving.signature import SIGNATURE
 
 _CODES = {
     400: Code.INVALID_ARGUMENT,

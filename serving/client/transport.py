@@ -7,10 +7,9 @@ from typing import Protocol
 
 import msgspec
 
-from graftline.serving.predictor import INPUT
 from graftline.serving.server.status import Code, Failure
+from graftline.serving.signature import INPUT, OUTPUTS
 
-OUTPUTS = ("classes", "scores")
 # The longest answer: a thousand classes for each of a batch's images are a few megabytes.
 MOST_BYTES = 64 << 20
 

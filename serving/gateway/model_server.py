@@ -1,4 +1,4 @@
-"""Asks the model server, over gRPC with a handful of messages of TensorFlow Serving's interface.
+"""Asks the model server over gRPC.
 
 gRPC rather than REST: it can be encrypted and mutual (REST has no TLS), carries deadlines, and an
 image goes over as it is instead of as base64 in JSON.
@@ -6,9 +6,7 @@ image goes over as it is instead of as base64 in JSON.
 
 from __future__ import annotations
 
-import array
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,45 +17,15 @@ import msgspec
 from graftline.serving.errors import UserError
 from graftline.serving.gateway.config import GatewayConfig
 from graftline.serving.gateway.refusals import Refusal, busy
-from graftline.serving.protos import declare
-
-_INPUT = "image_bytes"
-_OUTPUTS = ("classes", "scores")
-_STRING = 7  # tensorflow/core/framework/types.proto
-_AVAILABLE = 30  # tensorflow_serving/apis/get_model_status.proto
-_STATUS_SECONDS = 2.0
-_MESSAGES = declare(
-    "graftline.gateway",
-    {
-        "ModelSpec": {
-            "name": (1, "string"),
-            "version": (2, "Int64Value"),
-            "version_label": (4, "string"),
-        },
-        "Dimension": {"size": (1, "int64")},
-        "TensorShape": {"dim": (2, "repeated Dimension")},
-        "Tensor": {
-            "dtype": (1, "int32"),
-            "tensor_shape": (2, "TensorShape"),
-            "tensor_content": (4, "bytes"),
-            "float_val": (5, "repeated float"),
-            "string_val": (8, "repeated bytes"),
-        },
-        "NamedTensor": {"key": (1, "string"), "value": (2, "Tensor")},
-        "PredictRequest": {
-            "model_spec": (1, "ModelSpec"),
-            "inputs": (2, "repeated NamedTensor"),
-            "output_filter": (3, "repeated string"),
-        },
-        "PredictResponse": {
-            "outputs": (1, "repeated NamedTensor"),
-            "model_spec": (2, "ModelSpec"),
-        },
-        "StatusRequest": {"model_spec": (1, "ModelSpec")},
-        "VersionStatus": {"version": (1, "int64"), "state": (2, "int32")},
-        "StatusResponse": {"model_version_status": (1, "repeated VersionStatus")},
-    },
+from graftline.serving.prediction_messages import (
+    AVAILABLE,
+    MESSAGES,
+    classes_and_scores,
+    method,
+    predict_request,
 )
+
+_STATUS_SECONDS = 2.0
 # Asked again when a connection broke, for a classification changes nothing; but not when most
 # requests fail, which would only add to the load.
 _SERVICE = {
@@ -123,18 +91,11 @@ class ModelServer:
             self._channel = grpc.aio.secure_channel(config.server, secured, options)
         else:
             self._channel = grpc.aio.insecure_channel(config.server, options)
-        self._predict = self._method(
-            "PredictionService/Predict", "PredictRequest", "PredictResponse"
+        self._predict = method(
+            self._channel, "PredictionService/Predict", "PredictRequest", "PredictResponse"
         )
-        self._status = self._method(
-            "ModelService/GetModelStatus", "StatusRequest", "StatusResponse"
-        )
-
-    def _method(self, name: str, request: str, response: str) -> Any:
-        return self._channel.unary_unary(
-            f"/tensorflow.serving.{name}",
-            request_serializer=_MESSAGES[request].SerializeToString,
-            response_deserializer=_MESSAGES[response].FromString,
+        self._status = method(
+            self._channel, "ModelService/GetModelStatus", "StatusRequest", "StatusResponse"
         )
 
     async def classify(self, image: bytes, label: str | None) -> Classification:
@@ -148,14 +109,10 @@ class ModelServer:
             LabelRefused: another label may do.
             Refusal: there is no answer.
         """
-        request = _MESSAGES["PredictRequest"](output_filter=_OUTPUTS)
+        request = predict_request([image])
         request.model_spec.name = self._model
         if label is not None:
             request.model_spec.version_label = label
-        tensor = request.inputs.add(key=_INPUT).value
-        tensor.dtype = _STRING
-        tensor.tensor_shape.dim.add(size=1)
-        tensor.string_val.append(image)
         try:
             response = await self._predict(request, timeout=self._seconds)
         except grpc.aio.AioRpcError as error:
@@ -164,13 +121,13 @@ class ModelServer:
 
     async def available(self) -> bool:
         """Whether the server has a version of the model to answer with."""
-        request = _MESSAGES["StatusRequest"]()
+        request = MESSAGES["StatusRequest"]()
         request.model_spec.name = self._model
         try:
             response = await self._status(request, timeout=_STATUS_SECONDS)
         except grpc.aio.AioRpcError:
             return False
-        return any(found.state == _AVAILABLE for found in response.model_version_status)
+        return any(found.state == AVAILABLE for found in response.model_version_status)
 
     async def close(self) -> None:
         """Closes connections."""
@@ -228,22 +185,8 @@ def _unfit(said: str) -> Refusal:
 
 
 def _read(response: Any) -> Classification:
-    outputs = {output.key: output.value for output in response.outputs}
-    if not outputs.keys() >= set(_OUTPUTS):
-        raise _unfit(f"outputs {sorted(outputs)}")
-    classes, scores = (outputs[name] for name in _OUTPUTS)
-    names = [name.decode("utf-8", "replace") for name in classes.string_val]
-    numbers = list(scores.float_val)
-    if scores.tensor_content:
-        numbers = _floats(scores.tensor_content)
-    if not names or len(names) != len(numbers):
-        raise _unfit(f"{len(names)} classes, {len(numbers)} scores")
-    return Classification(response.model_spec.version.value, names, numbers)
-
-
-def _floats(content: bytes) -> list[float]:
-    """The numbers of a server that was started with --enable_serialization_as_tensor_content."""
-    numbers = array.array("f", content[: len(content) // 4 * 4])
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return numbers.tolist()
+    try:
+        names, scores = classes_and_scores(response, images=1)
+    except ValueError as error:
+        raise _unfit(str(error)) from error
+    return Classification(response.model_spec.version.value, names, scores)

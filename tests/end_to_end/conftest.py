@@ -1,4 +1,4 @@
-"""A project for the end-to-end tests: blobs of three colours."""
+"""What the end-to-end tests share: a project for blobs of three colours, tiny models to serve."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from commands import FROM_SCRATCH, draw, graftline
+from model_servers import linear_model
 
 # Small and quick.
 OTHERS = """
@@ -51,3 +52,12 @@ def published(untrained: Path) -> Path:
     """A project with at least one version in service, which the tests of a module share."""
     graftline(untrained, "run")
     return untrained
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three models to copy: version n adds n."""
+    folder = tmp_path_factory.mktemp("models")
+    for number in (1, 2, 3):
+        linear_model(folder / str(number), add=number)
+    return folder

@@ -22,7 +22,6 @@ from tensorflow_serving.apis import (
 
 from model_servers import (
     ModelServer,
-    linear_model,
     predict_request,
     prediction,
     publish,
@@ -32,15 +31,6 @@ from model_servers import (
 )
 
 pytestmark = pytest.mark.end_to_end
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three models to copy: version n adds n."""
-    folder = tmp_path_factory.mktemp("models")
-    for number in (1, 2, 3):
-        linear_model(folder / str(number), add=number)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import grpc
 import pytest
@@ -16,7 +15,6 @@ import pytest
 from model_servers import (
     ModelServer,
     free_port,
-    linear_model,
     predict_request,
     prediction,
     publish,
@@ -26,15 +24,6 @@ from model_servers import (
 )
 
 pytestmark = pytest.mark.end_to_end
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three models to copy: version n adds n."""
-    folder = tmp_path_factory.mktemp("models")
-    for number in (1, 2, 3):
-        linear_model(folder / str(number), add=number)
-    return folder
 
 
 def test_a_new_version_takes_over_and_the_old_one_ends(models, tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from commands import Command
 from graftline.serving import traffic
 from graftline.serving.base_path import BasePath
 from graftline.serving.config import ServingConfig
@@ -20,7 +21,6 @@ from graftline.serving.manifest import Manifest
 from graftline.serving.models_config import Choice, ModelsConfig
 from graftline.serving.switching import Switchboard
 from graftline.serving.traffic import Traffic
-from commands import Command
 from model_servers import ModelServer, linear_model, serving, until
 
 pytestmark = pytest.mark.end_to_end

@@ -1,0 +1,125 @@
+"""What the network below computes is kept: what is computed anew, what is taken, in which order."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_transform as tft
+import tf_keras
+
+from graftline.components import progress
+from graftline.components.trainer import boundary
+from graftline.components.trainer.config import TrainerConfig
+from graftline.components.trainer.devices import Hardware
+from graftline.components.trainer.feature_store import FeatureStore
+from graftline.components.trainer.features import Features
+from graftline.components.trainer.inputs import Images
+from small_training import PHASES, SIZE, make
+
+pytestmark = pytest.mark.end_to_end
+
+
+def test_the_next_training_computes_features_of_new_images_only(train, tmp_path, spans):
+    kept = tmp_path / "features"
+    first = {"train": spans["train"][:1]}
+    assert train(tmp_path / "1", first, kept, phases=PHASES).features_computed == 30 + 12
+    assert train(tmp_path / "2", None, kept, phases=PHASES).features_computed == 18
+    record = train(tmp_path / "3", None, kept, phases=PHASES)
+    assert record.features_computed == 0
+    afresh = train(tmp_path / "4", phases=PHASES)
+    for phase, other in zip(record.phases, afresh.phases, strict=True):
+        assert phase.epochs[-1].loss == pytest.approx(other.epochs[-1].loss, rel=1e-4)
+
+
+def test_features_of_other_code_or_other_weights_are_not_taken(train, tmp_path):
+    kept = tmp_path / "features"
+    train(tmp_path / "1", None, kept, phases=PHASES)
+    assert train(tmp_path / "2", None, kept, "other", phases=PHASES).features_computed == 60
+    tf_keras.utils.set_random_seed(6)
+    make(SIZE, 1.0).save_weights(str(tmp_path / "other.h5"))
+    weights = str(tmp_path / "other.h5")
+    record = train(tmp_path / "3", None, kept, phases=PHASES, weights=weights)
+    assert record.features_computed == 60
+
+
+def test_damaged_features_are_found_and_computed_anew(train, tmp_path):
+    kept = tmp_path / "features"
+    expected = train(tmp_path / "1", None, kept, phases=PHASES).phases[-1].epochs[-1].loss
+    for rows in kept.glob("*/0.rows"):
+        damaged = bytearray(rows.read_bytes())
+        damaged[len(damaged) // 2] ^= 1
+        rows.write_bytes(damaged)
+    lines: list[str] = []
+    progress.listen(lines.append)
+    record = train(tmp_path / "2", None, kept, phases=PHASES)
+    progress.listen(None)
+    assert 0 < record.features_computed <= 2
+    assert any("stored features were damaged and are computed anew" in line for line in lines)
+    assert record.phases[-1].epochs[-1].loss == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("made", "read", "kinds"), [(10.0, 500.0, 2), (500.0, 10.0, 1)])
+def test_with_a_gpu_activations_are_kept_where_they_are_read_faster_than_made(
+    train, tmp_path, monkeypatch, made, read, kinds
+):
+    monkeypatch.setattr(Hardware, "is_accelerated", True)
+    monkeypatch.setattr(boundary, "rates", lambda *_: (made, read))
+    lines: list[str] = []
+    progress.listen(lines.append)
+    record = train(tmp_path, phases=PHASES)
+    progress.listen(None)
+    assert f"activations: {made:.0f} images/s made, {read:.0f} read from disk" in lines
+    assert len(list((tmp_path / "features").glob("*/*.rows"))) == kinds
+    assert [len(phase.epochs) for phase in record.phases] == [2, 1]
+
+
+def test_how_fast_activations_are_made_and_read_is_measured(spans, transform_graph, tmp_path):
+    images = Images.find(spans["train"], tft.TFTransformOutput(transform_graph))
+    hardware = Hardware.find(TrainerConfig())
+    lower = tf_keras.Sequential([tf_keras.Input((SIZE, SIZE, 3)), tf_keras.layers.Conv2D(8, 3)])
+    made, read = boundary.rates(lower, images, 8, hardware, tmp_path)
+    assert made > 0
+    assert read > 0
+
+
+def test_where_no_features_are_to_be_kept_none_are(train, tmp_path):
+    train(tmp_path, None, tmp_path / "features", phases=PHASES, feature_store_gb=0)
+    assert not (tmp_path / "features").exists()
+
+
+def test_every_view_of_a_training_image_is_computed_once_and_the_eval_images_are_left_as_they_are(
+    train, tmp_path
+):
+    augmentation = {"views": 3, "flip": "horizontal", "rotation": 20, "mixup": 0.2}
+    record = train(tmp_path, phases=PHASES, augmentation=augmentation)
+    assert record.features_computed == 48 * 3 + 12
+    assert all(math.isfinite(epoch.loss) for phase in record.phases for epoch in phase.epochs)
+
+
+def stored(count: int, folder: Path | None = None) -> Features:
+    """Features that say which image they are of, of two views."""
+    ids = np.arange(count).astype(np.uint64)
+    stores = [FeatureStore(None, (2,), folder) for _ in range(2)]
+    for view, store in enumerate(stores):
+        store.append(ids, np.stack([np.arange(count), np.full(count, view)], axis=1))
+    return Features(stores, np.stack([store.find(ids) for store in stores]), np.arange(count))
+
+
+def test_each_epoch_sees_every_image_once_in_another_order_and_another_view(tmp_path):
+    batches = stored(20, tmp_path).batches(8, (3, 0))
+    epochs = [
+        [np.concatenate(parts) for parts in zip(*batches.as_numpy_iterator(), strict=True)]
+        for _ in range(2)
+    ]
+    for rows, labels in epochs:
+        assert sorted(labels) == list(range(20))
+        np.testing.assert_array_equal(rows[:, 0], labels)
+        assert set(rows[:, 1]) == {0, 1}
+    assert epochs[0][1].tolist() != epochs[1][1].tolist()
+
+
+def test_unshuffled_features_come_in_order_and_as_they_are(tmp_path):
+    rows, labels = zip(*stored(20, tmp_path).batches(8, None).as_numpy_iterator(), strict=True)
+    assert np.concatenate(labels).tolist() == list(range(20))
+    assert set(np.concatenate(rows)[:, 1]) == {0}
