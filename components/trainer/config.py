@@ -273,9 +273,9 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Literal["linear", "sqrt", "none"],
         Meta(
             description="How the rates grow with the number of devices, each of which takes a "
-            "batch of its own."
+            "batch of its own; with the square root Adam learns as on one device."
         ),
-    ] = "linear"
+    ] = "sqrt"
     feature_store_gb: Annotated[
         float,
         Meta(

@@ -94,7 +94,8 @@ def make_optimizer(
     return tf_keras.optimizers.legacy.Adam(rate)
 
 
-# Linear: Goyal et al., 2017, arXiv:1706.02677.
+# Square root: Malladi et al., 2022, arXiv:2205.10287, for optimisers like Adam. Linear: Goyal et
+# al., 2017, arXiv:1706.02677, for plain gradient descent.
 _POWER = {"linear": 1.0, "sqrt": 0.5, "none": 0.0}
 
 
