@@ -52,10 +52,19 @@ class ServedClassifier(tf.Module):
     @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name=INPUT)])
     def classify(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         """Encoded images (B,) to `classes` string (B, C) and `scores` float32 (B, C)."""
-        images = self.transform({IMAGE: image_bytes})[IMAGE]
-        scores = tf.nn.softmax(self._network(images))
+        # Without images the network is not run: oneDNN's convolution gives an empty batch the shape
+        # of its input, and the next layer fails (TF 2.16, where the processor has AVX-512).
+        scores = tf.cond(
+            tf.size(image_bytes) > 0,
+            lambda: self._scores(image_bytes),
+            lambda: tf.zeros((0, len(self._classes))),
+        )
         classes = tf.repeat(tf.constant([self._classes]), tf.shape(scores)[0], axis=0)
         return {"classes": classes, "scores": scores}
+
+    def _scores(self, image_bytes: tf.Tensor) -> tf.Tensor:
+        """Encoded images (B,) to probabilities float32 (B, C)."""
+        return tf.nn.softmax(self._network(self.transform({IMAGE: image_bytes})[IMAGE]))
 
     @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name="inputs")])
     def classify_examples(self, inputs: tf.Tensor) -> dict[str, tf.Tensor]:
