@@ -214,6 +214,12 @@ class FlinkCluster:
             direct="320m",
         )
 
+    def start_missing_task_managers(self) -> None:
+        """Starts those that were killed, and waits until both are registered."""
+        for number in {1, 2} - set(self._ids):
+            self.start_task_manager(number)
+        self.wait_for_task_managers()
+
     def kill_task_manager(self, number: int) -> None:
         """Kills one and the workers that it started, as when its machine is gone."""
         process = self._processes[f"task-manager-{number}"]

@@ -68,7 +68,7 @@ _CAUSES: tuple[tuple[str, str], ...] = (
     ),
     (
         r"NoResourceAvailable|[Cc]ould not (acquire|allocate) the (minimum )?required|"
-        r"[Ss]lot request|NoMatchingSlot",
+        r"[Ss]lot request|NoMatchingSlot|TimeoutException: Timeout has occurred",
         "the cluster has not as many free task slots as the stage has parts. Start the "
         "TaskManagers that are missing, end other jobs, or lower beam.parallelism.",
     ),

@@ -52,6 +52,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlinkCluster]:
         yield running
 
 
+@pytest.fixture(autouse=True)
+def whole(cluster: FlinkCluster) -> None:
+    """Whatever the test before has killed is there again."""
+    cluster.start_missing_task_managers()
+
+
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose first version was made on this machine."""
@@ -244,8 +250,7 @@ def test_a_task_manager_lost_for_good_fails_the_node_and_the_run_can_be_resumed(
     stopped = last_run(there).nodes[-1]
     assert (stopped.id, stopped.state) == ("ImportExampleGen", "failed")
 
-    cluster.start_task_manager(1)
-    cluster.wait_for_task_managers()
+    cluster.start_missing_task_managers()
     graftline(there, "resume")
     assert BasePath(there / "serving" / "blobs").in_service() == 2
 

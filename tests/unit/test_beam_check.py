@@ -101,6 +101,8 @@ def test_stages_on_this_machine_need_no_cluster(tmp_path):
             "acquire the minimum required resources.",
             "beam.parallelism",
         ),
+        ("java.util.concurrent.TimeoutException: Timeout has occurred: 8000 ms",
+         "TaskManagers that are missing"),
         ("java.util.concurrent.TimeoutException: Heartbeat of TaskManager with id t timed out.",
          "restart-strategy.type"),
         ("java.lang.OutOfMemoryError: Metaspace", "taskmanager.memory.jvm-metaspace.size"),
