@@ -1,4 +1,4 @@
-"""Reads what is in serving/deploy, with the tools that will read it in earnest."""
+"""Reads serving/deploy and kubeflow/manifests with the tools that will read them in earnest."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEPLOY = REPOSITORY / "serving" / "deploy"
+MANIFESTS = REPOSITORY / "kubeflow" / "manifests"
 # What example.env leaves to the user.
 ENVIRONMENT = {"GRAFTLINE_BASE": "/srv/base", "GRAFTLINE_SECRETS": "/srv/secrets"}
 
@@ -32,8 +33,8 @@ def run(*command: str | Path, **more: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, **more)
 
 
-def kustomized(folder: str) -> list[dict[str, Any]]:
-    """The objects that a folder of kubernetes/ stands for."""
+def kustomized(folder: str | Path) -> list[dict[str, Any]]:
+    """The objects that a folder stands for; relative: to serving/deploy/kubernetes."""
     if shutil.which("kustomize"):
         command = ["kustomize", "build"]
     else:
@@ -43,13 +44,26 @@ def kustomized(folder: str) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all(done.stdout))
 
 
+def named(objects: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
+    """The objects of a kind, by their names."""
+    return {found["metadata"]["name"]: found for found in objects if found["kind"] == kind}
+
+
 def pods(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The specs of the pods, by their deployments' names."""
-    return {
-        found["metadata"]["name"]: found["spec"]["template"]["spec"]
-        for found in objects
-        if found["kind"] == "Deployment"
-    }
+    """The specs of the pods, by the names of what makes them."""
+    return {name: template["spec"] for name, template in pod_templates(objects).items()}
+
+
+def pod_templates(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The pods' labels and specs, by the names of what makes them."""
+    found = {}
+    for made in objects:
+        spec = made.get("spec", {})
+        if made["kind"] == "CronJob":
+            spec = spec["jobTemplate"]["spec"]
+        if made["kind"] in ("Deployment", "StatefulSet", "CronJob"):
+            found[made["metadata"]["name"]] = spec["template"]
+    return found
 
 
 def compose(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

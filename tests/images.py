@@ -62,7 +62,7 @@ def instructions(dockerfile: Path) -> list[Instruction]:
 
 
 def stages(dockerfile: Path) -> dict[str, list[Instruction]]:
-    """The instructions of each stage by its name, FROM first; those before the first FROM under ''."""
+    """The instructions of each stage by its name, FROM first; what stands before all under ''."""
     found: dict[str, list[Instruction]] = {"": []}
     current = found[""]
     for instruction in instructions(dockerfile):
@@ -156,7 +156,7 @@ class Build:
         return self._mounted(stage, f"{host}\n{script}")
 
     def start(self, name: str, *command: str, **environment: str) -> subprocess.Popen[str]:
-        """Starts a command as `run` does; ends with its caller's `kill`."""
+        """Starts a command as `run` does, in a process group of its own."""
         stage = self.stage(name)
         script = f"exec {shlex.join(self.entering(stage, *command, **environment))}"
         return subprocess.Popen(
@@ -164,6 +164,7 @@ class Build:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
 
     def entering(self, stage: Stage, *command: str, **environment: str) -> list[str]:
@@ -310,7 +311,7 @@ def ignored(paths: list[str]) -> set[str]:
 def _ignored(lines: list[str], path: str, spec: type) -> bool:
     """The last pattern that matches a file or a folder above it decides, as for an engine."""
     kept_out = False
-    parents = [path, *(str(parent) for parent in Path(path).parents if parent != Path("."))]
+    parents = [path, *(str(parent) for parent in Path(path).parents if parent != Path())]
     for line in lines:
         pattern = line.strip()
         if not pattern or pattern.startswith("#"):
@@ -324,8 +325,10 @@ def _ignored(lines: list[str], path: str, spec: type) -> bool:
 def _copy_context(folder: Path) -> None:
     """The files that an engine would be sent, of those that are or may be committed."""
     listed = subprocess.run(
-        ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others"]
-        + ["--exclude-standard"],
+        [
+            *("git", "-c", "safe.directory=*", "ls-files", "-z"),
+            *("--cached", "--others", "--exclude-standard"),
+        ],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
