@@ -4,13 +4,6 @@ FOLDERS := pipeline components schemas serving kubeflow
 TYPES := build/types/graftline
 RESOLVE := .venv/bin/uv pip compile --quiet --upgrade --no-header --no-annotate \
 	--override requirements/overrides.in --extra development --extra lite pyproject.toml
-# What images have besides, for CUDA and notebooks: the lines that the stack's own lock file lacks.
-define resolve_images
-.venv/bin/uv pip compile --quiet --no-header --no-annotate --override requirements/overrides.in \
-	--extra cuda --extra notebook --constraint requirements/$(1).lock --python-version $(2) \
-	--python-platform x86_64-manylinux_$(3) requirements/$(1).in pyproject.toml \
-	| grep -vxFf requirements/$(1).lock >requirements/$(1)-images.lock
-endef
 # A file's tests share what is slow to make, a trained model for one: each file stays in one process.
 PYTEST := $(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --durations 25
 # Without compiled modules every process would compile TensorFlow anew, ten seconds each.
@@ -54,8 +47,12 @@ format: environment ## put the sources into shape
 lock: environment ## resolve the lock files anew, to the newest versions the pins allow
 	$(RESOLVE) --python-version 3.10 -o requirements/tfx-1.16.lock requirements/tfx-1.16.in
 	$(RESOLVE) --python-version 3.12 --universal -o requirements/tfx-1.21.lock requirements/tfx-1.21.in
-	$(call resolve_images,tfx-1.16,3.10,2_36)
-	$(call resolve_images,tfx-1.21,3.13,2_40)
+	@# What images have besides, for CUDA and notebooks.
+	.venv/bin/uv pip compile --quiet --no-header --no-annotate --override requirements/overrides.in \
+		--extra cuda --extra notebook --constraint requirements/tfx-1.21.lock \
+		--python-version 3.13 --python-platform x86_64-manylinux_2_40 \
+		requirements/tfx-1.21.in pyproject.toml | grep -vxFf requirements/tfx-1.21.lock \
+		>requirements/images.lock
 
 clean: ## remove what these targets made
 	rm -rf .venv .venv.lock build demo .mypy_cache .pytest_cache .ruff_cache *.egg-info

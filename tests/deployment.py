@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ ENVIRONMENT = {"GRAFTLINE_BASE": "/srv/base", "GRAFTLINE_SECRETS": "/srv/secrets
 
 
 def tool(name: str, package: str) -> str:
-    """The path of a program; skips where it is not installed."""
-    found = shutil.which(name)
+    """The path of a program, the environment's or the system's; skips where there is none."""
+    own = Path(sys.executable).parent
+    found = shutil.which(name, path=f"{own}{os.pathsep}{os.environ.get('PATH', os.defpath)}")
     if found is None:
         pytest.skip(f"{name} is not here; it comes with {package}")
     return found

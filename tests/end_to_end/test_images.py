@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -20,6 +19,7 @@ import pytest
 
 from deployment import REPOSITORY
 from images import Build, can_build
+from model_servers import free_port
 
 pytestmark = pytest.mark.end_to_end
 
@@ -48,7 +48,7 @@ def names(text: str) -> dict[str, str]:
 
 def locked() -> dict[str, str]:
     found = {}
-    for name in ("tfx-1.21-images", "tfx-1.21"):
+    for name in ("images", "tfx-1.21"):
         lines = (REQUIREMENTS / f"{name}.lock").read_text().splitlines()
         # Of a package that the lock names twice, the line for Python 3.13.
         found |= names("\n".join(line for line in lines if "< '3.13'" not in line))
@@ -83,11 +83,8 @@ def test_a_step_runs_as_a_user_who_can_change_neither_code_nor_system(build):
 
 def test_the_image_needs_no_library_that_its_base_lacks(build):
     find = "find /opt/graftline -name '*.so*' -type f | xargs -n 50 ldd"
-    needed = set(
-        re.findall(
-            r"^\s+(\S+) => /(?:usr/)?lib/", build.run("training", "sh", "-c", find).stdout, re.M
-        )
-    )
+    said = build.run("training", "sh", "-c", find).stdout
+    needed = set(re.findall(r"^\s+(\S+) => /(?:usr/)?lib/", said, re.MULTILINE))
     assert "libstdc++.so.6" in needed
     assert not [name for name in needed if not re.fullmatch(SYSTEM, name)]
 
@@ -117,8 +114,9 @@ for label, shade in ("dark", 40), ("light", 200):
         image = Image.effect_noise((48, 48), 30 + 5 * number).point(lambda p, s=shade: (p + s) // 2)
         image.convert("RGB").save(folder / f"{number}.png")
 """
-    run = 'python -c "$1" && graftline init shades --images images && cd shades && graftline drop ../images'
-    done = build.run("training", "sh", "-ec", run, "sh", script)
+    commands = 'python -c "$1"; graftline init shades --images images; cd shades; '
+    commands += "graftline drop ../images"
+    done = build.run("training", "sh", "-ec", commands, "sh", script)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
 
 
@@ -138,10 +136,8 @@ def test_an_extra_that_does_not_exist_is_refused(tmp_path, build):
 
 
 @contextmanager
-def started(
-    build: Build, stage: str, *command: str, **environment: str
-) -> Iterator[subprocess.Popen[str]]:
-    process = build.start(stage, *command, **environment)
+def started(build: Build, stage: str, *command: str) -> Iterator[subprocess.Popen[str]]:
+    process = build.start(stage, *command)
     try:
         yield process
     finally:
@@ -151,9 +147,7 @@ def started(
 
 def test_a_notebook_answers_behind_its_token_and_its_health_check_sees_it(build):
     stage = build.stage("notebook")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     # The port of the image may be taken on this machine.
     health = [part.replace("8888", port) for part in stage.health]
     with started(build, "notebook", *stage.command, "--ServerApp.port=" + port):
