@@ -83,7 +83,9 @@ def test_every_pod_is_confined(production):
 
 def test_the_service_account_changes_nothing_but_what_runs_need(production):
     roles = named(production, "Role")
-    assert set(roles) == {"graftline", "graftline-tfjobs"}
+    assert set(roles) == {"graftline", "graftline-submitter", "graftline-tfjobs"}
+    [of_kubeflow] = {rule["apiGroups"][0] for rule in roles.pop("graftline-submitter")["rules"]}
+    assert of_kubeflow == "pipelines.kubeflow.org"
     assert not named(production, "ClusterRole") and not named(production, "ClusterRoleBinding")
     for role in roles.values():
         for rule in role["rules"]:
@@ -94,7 +96,8 @@ def test_the_service_account_changes_nothing_but_what_runs_need(production):
                 assert set(rule["resources"]) <= {"workflowtaskresults", "tfjobs"}
     for name, binding in named(production, "RoleBinding").items():
         [subject] = binding["subjects"]
-        assert (subject["name"], subject["namespace"]) == ("graftline", "graftline")
+        account = "graftline-submitter" if name == "graftline-submitter" else "graftline"
+        assert (subject["name"], subject["namespace"]) == (account, "graftline")
         assert binding["roleRef"]["name"] == name
 
 
@@ -104,7 +107,7 @@ def test_no_secret_has_a_value_here(production, standalone):
         for name, template in templates(objects).items():
             for found in template["spec"]["containers"]:
                 for variable in variables(found).values():
-                    secret = re.search("PASSWORD|PWD|TOKEN|USER$", variable["name"])
+                    secret = re.search("(PASSWORD|PWD|TOKEN|USER)$", variable["name"])
                     assert not (secret and "value" in variable), name
 
 
@@ -282,6 +285,7 @@ def test_nobody_is_reached_but_by_a_policy(production):
             "graftline-workbench",
         },
         "graftline-metadata-backup": set(),
+        "graftline-watch": set(),
         "graftline-workbench": set(),
         "graftline-beam-jobs": {"step"},
         "graftline-flink": {"graftline-flink", "graftline-beam-jobs"},
@@ -297,6 +301,7 @@ def test_nobody_is_reached_but_by_a_policy(production):
         ("step", "graftline-beam-jobs", 8099),
         ("step", "graftline-beam-jobs", 8098),
         ("step", "tensorflow-serving", 8500),
+        ("graftline-workbench", "tensorflow-serving", 8501),
         ("worker", "graftline-metadata", 3306),
         ("graftline-beam-jobs", "graftline-flink", 8081),
         ("graftline-metadata-backup", "graftline-metadata", 3306),
