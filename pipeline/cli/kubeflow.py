@@ -7,7 +7,9 @@ import click
 from graftline.pipeline.cli.lazy_group import LazyGroup
 
 # In the order in which a project meets them.
-_COMMANDS: dict[str, str] = {}
+_COMMANDS = {
+    "compile": "kubeflow_package",
+}
 
 
 @click.group("kubeflow", cls=LazyGroup, commands_at=_COMMANDS)
