@@ -9,6 +9,8 @@ import pytest
 
 from custom_resources import check
 from deployment import MANIFESTS, kustomized, named
+from graftline.kubeflow import training_job
+from graftline.pipeline.kubeflow_config import KubeflowConfig
 
 pytestmark = pytest.mark.end_to_end
 
@@ -42,3 +44,12 @@ def test_a_cluster_that_the_operator_would_refuse_does_not_fit(cluster, path, va
     place[last] = value
     with pytest.raises(ValueError, match=words):
         check(wrong)
+
+
+def test_the_job_of_several_pods_fits_its_definition():
+    config = KubeflowConfig(image="graftline:0.1.0", training_pods=3)
+    job = training_job.manifest(config, "graftline-flowers-1", ["run"], ["work"])
+    check(job)
+    job["spec"]["tfReplicaSpecs"]["Worker"]["restart"] = "Never"
+    with pytest.raises(ValueError, match="restart"):
+        check(job)

@@ -164,6 +164,12 @@ def test_a_notebook_answers_behind_its_token_and_its_health_check_sees_it(build)
     assert build.run("notebook", *health).returncode != 0
 
 
+def test_a_notebook_has_the_sdk_that_packages_are_compiled_with(build):
+    python = build.stage("notebook").environment["GRAFTLINE_KFP_PYTHON"]
+    done = build.run("notebook", python, "-c", "import kfp.compiler, kfp.kubernetes")
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_notebook_under_kubeflow_has_its_prefix_and_leaves_the_login_to_kubeflow(build):
     code = (
         "from traitlets.config import PyFileConfigLoader as L\n"
