@@ -460,7 +460,7 @@ def refused(runs: Path, run_id: str) -> None:
     raise Refused(record.error or f"The {record.refuser} of {run_id} said no.")
 
 
-def end(runs: Path, kubeflow_run: str) -> None:
+def end(project_folder: Path, runs: Path, kubeflow_run: str) -> None:
     """Tells how a run came out, and closes the record of one that broke off."""
     record = next((r for r in run_record.records(runs) if r.cluster == kubeflow_run), None)
     if record is None:
