@@ -51,9 +51,15 @@ format: environment ## put the sources into shape
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
-lock: environment ## resolve both lock files anew, to the newest versions the pins allow
+lock: environment ## resolve the lock files anew, to the newest versions the pins allow
 	$(RESOLVE) --python-version 3.10 -o requirements/tfx-1.16.lock requirements/tfx-1.16.in
 	$(RESOLVE) --python-version 3.12 --universal -o requirements/tfx-1.21.lock requirements/tfx-1.21.in
+	@# What images have besides, for CUDA and notebooks.
+	.venv/bin/uv pip compile --quiet --no-header --no-annotate --override requirements/overrides.in \
+		--extra cuda --extra notebook --constraint requirements/tfx-1.21.lock \
+		--python-version 3.13 --python-platform x86_64-manylinux_2_40 \
+		requirements/tfx-1.21.in pyproject.toml | grep -vxFf requirements/tfx-1.21.lock \
+		>requirements/images.lock
 	.venv/bin/uv pip compile --quiet --upgrade --no-header --no-annotate --python-version 3.10 \
 		--universal -o kubeflow/requirements.lock kubeflow/requirements.in
 
