@@ -7,7 +7,6 @@ after a crash find out how far it came.
 from __future__ import annotations
 
 import datetime
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -19,6 +18,7 @@ import msgspec
 from graftline.components.verdict import GATES
 from graftline.pipeline.plan import SpanVersion
 from graftline.serving.errors import UserError
+from graftline.serving.file_system import is_held
 
 FILE_NAME = "run.json"
 LOG_NAME = "run.log"
@@ -181,14 +181,4 @@ def lock(runs: Path) -> AbstractContextManager[object]:
 
 def is_locked(runs: Path) -> bool:
     """Whether a run is under way; whoever may read the folder may ask."""
-    try:
-        probe = os.open(runs / LOCK_NAME, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(probe, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(probe)
-    return False
+    return is_held(runs / LOCK_NAME)

@@ -28,6 +28,7 @@ _COMMANDS = {
     "tune": "runs",
     "resume": "runs",
     "work": "work",
+    "watch": "watch",
     "notify": "notify",
     "status": "runs",
     "runs": "comparison",
