@@ -26,6 +26,7 @@ from graftline.components.settings import set_value
 from graftline.components.trainer.backbones import registry
 from graftline.components.trainer.config import ImageConfig, TrainerConfig
 from graftline.components.tuner.config import TunerConfig
+from graftline.pipeline.kubeflow_config import KubeflowConfig
 from graftline.pipeline.notify.config import NotifyConfig
 from graftline.pipeline.watch.config import WatchConfig
 from graftline.serving.config import ServingConfig
@@ -134,6 +135,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     gateway: GatewayConfig = GatewayConfig()
     notify: NotifyConfig = NotifyConfig()
     watch: WatchConfig = WatchConfig()
+    kubeflow: KubeflowConfig = KubeflowConfig()
 
     def __post_init__(self) -> None:
         """Refuses sections that do not go together.
@@ -272,8 +274,9 @@ def _lines(value: msgspec.Struct, default: msgspec.Struct, depth: int) -> Iterat
         for key, hint in get_type_hints(section, include_extras=True).items():
             said = [m.description for m in getattr(hint, "__metadata__", ()) if m.description]
             yield from _comment(indent, f"  {key}: {' '.join(said)}")
-        empty = "{}" if isinstance(found, dict) else "[]"
-        yield f"{indent}{name}:" + (f" {empty}" if not found else "")
+        yield f"{indent}{name}:" + (f" {_scalar(found)}" if not found else "")
+        if not found:
+            continue
         if isinstance(found, dict):
             yield from (f"{indent}  {key}: {_scalar(item)}" for key, item in found.items())
         else:

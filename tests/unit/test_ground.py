@@ -68,6 +68,11 @@ def asked_for(heading: str) -> list[str]:
     return re.findall(r'"(.*)"', listed.group(1))
 
 
+def allowed(folder: str, file: Path) -> set[str]:
+    """The command line may import every folder."""
+    return set(FOLDERS) if "cli" in file.relative_to(ROOT).parts else ALLOWED[folder]
+
+
 def executable(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
@@ -124,7 +129,7 @@ def test_dependencies_point_one_way(folder: str) -> None:
     against = {
         f"{file.relative_to(ROOT)} imports {other}"
         for file in (ROOT / folder).rglob("*.py")
-        for other in imported_folders(file.read_text()) - ALLOWED[folder]
+        for other in imported_folders(file.read_text()) - allowed(folder, file)
     }
     assert not against
 
