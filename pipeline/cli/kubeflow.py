@@ -7,7 +7,11 @@ import click
 from graftline.pipeline.cli.lazy_group import LazyGroup
 
 # In the order in which a project meets them.
-_COMMANDS: dict[str, str] = {}
+_COMMANDS: dict[str, str] = {
+    "submit": "kubeflow_runs",
+    "schedule": "kubeflow_runs",
+    "status": "kubeflow_runs",
+}
 
 
 @click.group("kubeflow", cls=LazyGroup, commands_at=_COMMANDS)

@@ -92,7 +92,7 @@ def notice_of_run(project: Project, record: RunRecord, links: Mapping[str, str])
         run=record.run_id,
         span=record.span,
         version=record.published_version,
-        verdicts=tuple(_verdicts(folder)),
+        verdicts=tuple(verdicts(folder)),
         links={**found, **job_link(), **links},
     )
 
@@ -108,7 +108,8 @@ def job_link() -> dict[str, str]:
     return {}
 
 
-def _verdicts(folder: Path) -> Sequence[Verdict]:
+def verdicts(folder: Path) -> Sequence[Verdict]:
+    """What the gates and the probe of a run decided, as far as they did; by the run's folder."""
     return [Verdict.read(folder / name) for name in _VERDICTS if (folder / name).is_file()]
 
 
