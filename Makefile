@@ -9,7 +9,8 @@ PYTEST := $(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfi
 # Without compiled modules every process would compile TensorFlow anew, ten seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help environment demo test test-fast test-end-to-end test-current check format lock clean
+.PHONY: help environment kubeflow-environment demo test test-fast test-end-to-end test-kubeflow
+.PHONY: test-current check format lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -17,17 +18,23 @@ help: ## list the targets
 environment: ## make or update .venv
 	@requirements/environment.sh
 
+kubeflow-environment: environment ## make or update .venv-kfp, which `graftline kubeflow` uses
+	@requirements/kubeflow_environment.sh
+
 demo: environment ## the main job on handwritten digits, five minutes
 	@$(PYTHON) -m graftline.pipeline.demo demo
 
-test: check ## all checks and tests
+test: check kubeflow-environment ## all checks and tests
 	$(PYTEST)
 
-test-fast: environment ## the tests that take seconds
+test-fast: kubeflow-environment ## the tests that take seconds
 	$(PYTEST) -m "not end_to_end"
 
-test-end-to-end: environment ## the tests that run whole pipelines and real processes
+test-end-to-end: kubeflow-environment ## the tests that run whole pipelines and real processes
 	$(PYTEST) -m end_to_end
+
+test-kubeflow: kubeflow-environment ## the package for Kubeflow Pipelines, compiled and executed
+	$(PYTEST) tests/unit/test_kubeflow_*.py tests/end_to_end/test_kubeflow*.py
 
 test-current: ## the fast tests and the demo on the current stack, in a Debian 13 tree (root)
 	requirements/debian13.sh test-fast demo
@@ -47,6 +54,8 @@ format: environment ## put the sources into shape
 lock: environment ## resolve both lock files anew, to the newest versions the pins allow
 	$(RESOLVE) --python-version 3.10 -o requirements/tfx-1.16.lock requirements/tfx-1.16.in
 	$(RESOLVE) --python-version 3.12 --universal -o requirements/tfx-1.21.lock requirements/tfx-1.21.in
+	.venv/bin/uv pip compile --quiet --upgrade --no-header --no-annotate --python-version 3.10 \
+		--universal -o kubeflow/requirements.lock kubeflow/requirements.in
 
 clean: ## remove what these targets made
-	rm -rf .venv .venv.lock build demo .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv.lock .venv-kfp .venv-kfp.lock build demo .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,14 @@ class Package(msgspec.Struct, frozen=True, kw_only=True):
         path: the file.
         revision: the first digits of its SHA-256: the same package is the same version.
         parameters: type of each parameter of a run, by name.
+        steps: what people call each step, by the name of its task, which a backend may show in its
+            place.
     """
 
     path: Path
     revision: str
     parameters: dict[str, str]
+    steps: dict[str, str]
 
     @staticmethod
     def read(path: Path) -> Package:
@@ -51,6 +54,7 @@ class Package(msgspec.Struct, frozen=True, kw_only=True):
             version = specification["schemaVersion"]
             declared = specification["root"].get("inputDefinitions", {}).get("parameters", {})
             types = {name: str(one["parameterType"]) for name, one in declared.items()}
+            steps = dict(_steps(specification))
         except FileNotFoundError:
             raise UserError(
                 f"There is no package {path}. Make it with `graftline kubeflow compile`."
@@ -73,6 +77,7 @@ class Package(msgspec.Struct, frozen=True, kw_only=True):
             path=path,
             revision=hashlib.sha256(content).hexdigest()[:_DIGITS],
             parameters=types,
+            steps=steps,
         )
 
     def check(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,3 +101,13 @@ class Package(msgspec.Struct, frozen=True, kw_only=True):
                     f"({type(value).__name__})."
                 )
         return dict(parameters)
+
+
+def _steps(specification: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The tasks that a container runs, of all branches, each with the name that people know."""
+    components = specification.get("components", {})
+    for component in (specification["root"], *components.values()):
+        for key, task in component.get("dag", {}).get("tasks", {}).items():
+            of = components.get(task["componentRef"]["name"], {})
+            if "executorLabel" in of:
+                yield key, str(task.get("taskInfo", {}).get("name", key))

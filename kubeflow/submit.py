@@ -6,6 +6,7 @@ so that whoever submits twice, after a crash for one, does not train twice.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,6 +24,7 @@ from graftline.serving.errors import Refused, UserError
 SUCCEEDED = "SUCCEEDED"
 # A run in one of these goes on.
 _UNDER_WAY = ("", "RUNTIME_STATE_UNSPECIFIED", "PENDING", "RUNNING", "CANCELING", "PAUSED")
+_NO_STEP = re.compile(r"|root|executor(\(\d+\))?|.*driver|condition-.*|exit-handler-.*")
 # The step that ends a run which a gate stopped.
 REFUSED_STEP = "refused"
 _DESCRIPTION = "Trains, judges and publishes a classifier; made by graftline kubeflow compile."
@@ -155,8 +157,21 @@ def submit(
     return made
 
 
-def follow(api: Api, run_id: str, say: Say, pause: Callable[[float], None] = time.sleep) -> Message:
+def follow(
+    api: Api,
+    run_id: str,
+    package: Package,
+    say: Say,
+    pause: Callable[[float], None] = time.sleep,
+) -> Message:
     """Waits for the end of a run, and tells of each of its steps as it ends.
+
+    Args:
+        api: Kubeflow Pipelines.
+        run_id: the run.
+        package: what it is a run of.
+        say: told what happens.
+        pause: waits so many seconds.
 
     Returns:
         the run.
@@ -179,8 +194,8 @@ def follow(api: Api, run_id: str, say: Say, pause: Callable[[float], None] = tim
             pause(_LONGEST_PAUSE)
             continue
         silences = 0
-        for step in steps(run):
-            if step not in told and step[1] not in _UNDER_WAY[:3]:
+        for step in steps(run, package):
+            if step not in told and step[1] not in _UNDER_WAY:
                 told.add(step)
                 say(f"  {step[0]:<24}{step[1].lower()}")
                 wait = _FIRST_PAUSE
@@ -190,22 +205,30 @@ def follow(api: Api, run_id: str, say: Say, pause: Callable[[float], None] = tim
         wait = min(wait * 1.5, _LONGEST_PAUSE)
 
 
-def steps(run: Message) -> list[tuple[str, str]]:
-    """Name and state of each step of a run so far, in the order in which they began."""
+def steps(run: Message, package: Package | None) -> list[tuple[str, str]]:
+    """Name and state of each step of a run so far, in the order in which they began.
+
+    Beside the steps the API tells of drivers, branches and the pods of steps, by names like theirs.
+
+    Args:
+        run: the run.
+        package: what it is a run of, which tells the steps from all else; None: guess.
+    """
     details = (run.get("run_details") or {}).get("task_details") or []
-    shown = [
-        one
-        for one in details
-        # Each step has a driver before it; the run itself and its branches are listed as well.
-        if one.get("display_name")
-        and not str(one["display_name"]).endswith("driver")
-        and not one.get("child_tasks")
-    ]
-    shown.sort(key=lambda one: str(one.get("start_time") or one.get("create_time") or ""))
-    return [(str(one["display_name"]), str(one.get("state", ""))) for one in shown]
+    details = sorted(details, key=lambda one: str(one.get("start_time") or one.get("create_time")))
+    found: dict[str, str] = {}
+    for one in details:
+        name, state = str(one.get("display_name", "")), str(one.get("state", ""))
+        if package is not None:
+            shown = package.steps.get(name) or (name if name in package.steps.values() else "")
+        else:
+            shown = "" if _NO_STEP.fullmatch(name) else name
+        if shown and state != "SKIPPED":
+            found[shown] = state
+    return list(found.items())
 
 
-def conclude(api: Api, project: Project, run: Message) -> str:
+def conclude(api: Api, project: Project, run: Message, package: Package) -> str:
     """What came of a run that is at its end.
 
     Args:
@@ -213,6 +236,7 @@ def conclude(api: Api, project: Project, run: Message) -> str:
         project: the project; where its folder is the one that the steps write to, its record tells
             more than the API can.
         run: the run.
+        package: what it is a run of.
 
     Returns:
         in words, that it succeeded.
@@ -231,10 +255,10 @@ def conclude(api: Api, project: Project, run: Message) -> str:
             f"{record.error or 'A gate said no.'}\n{page}",
             msgspec.to_builtins(said[-1]) if said else None,
         )
-    if (REFUSED_STEP, "FAILED") in steps(run):
+    if (REFUSED_STEP, "FAILED") in steps(run, package):
         raise Refused(f"A gate said no: nothing was published. The verdict is in its log: {page}")
     if state != SUCCEEDED:
-        failed = [name for name, end in steps(run) if end == "FAILED"]
+        failed = [name for name, end in steps(run, package) if end == "FAILED"]
         why = (run.get("error") or {}).get("message") or (record.error if record else "")
         raise Failed(
             f"The run ended {state}"
@@ -249,9 +273,7 @@ def conclude(api: Api, project: Project, run: Message) -> str:
 
 def _record(project: Project, run_id: str) -> run_record.RunRecord | None:
     """The record of a run on a cluster, where its folder can be seen from here."""
-    return next(
-        (r for r in run_record.records(project.runs) if getattr(r, "cluster", "") == run_id), None
-    )
+    return next((r for r in run_record.records(project.runs) if r.cluster == run_id), None)
 
 
 def _state(run: Message) -> str:

@@ -191,6 +191,15 @@ class KubeflowConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             "may begin: longer than a step waits for a node.",
         ),
     ] = 120
+    training_pods: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=256,
+            description="Pods that train one model together, as a TFJob of the Kubeflow training "
+            "operator, each with what kubeflow.steps.Trainer says. 1: the step Trainer trains.",
+        ),
+    ] = 1
     defaults: StepConfig = StepConfig(cpu="1", memory="4G", retries=2, retry_seconds=30)
     steps: Annotated[
         dict[str, StepConfig],
@@ -211,6 +220,17 @@ class KubeflowConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             )
         if len(set(mounted)) < len(mounted):
             raise ValueError("two volumes are mounted at the same path")
+
+    @property
+    def all_secrets(self) -> tuple[SecretConfig, ...]:
+        """The secrets of all steps, that of the metadata database among them."""
+        if not (self.metadata.host and self.metadata.secret):
+            return self.secrets
+        of_metadata = SecretConfig(
+            name=self.metadata.secret,
+            env={USER_VARIABLE: "username", PASSWORD_VARIABLE: "password"},
+        )
+        return (of_metadata, *self.secrets)
 
     def step(self, name: str) -> StepConfig:
         """What a step gets, defaults filled in."""

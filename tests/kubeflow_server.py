@@ -32,6 +32,8 @@ from graftline.pipeline.cli.main import main
 
 Message = dict[str, Any]
 TOKEN = "the right token"
+# Steps of the package below: names of their tasks, and what people call them.
+STEPS = {"begin": "begin", "trainer": "Trainer", "pusher": "Pusher", "refused-2": "refused"}
 
 
 class Operation(NamedTuple):
@@ -233,8 +235,13 @@ class Backend:
         details = [{"display_name": "root", "state": state, "child_tasks": [{"task_id": "1"}]}]
         for number, (step, end) in enumerate(steps.items()):
             start = f"2026-01-01T00:00:{number:02d}Z"
-            details.append({"display_name": f"{step}-driver", "state": end, "start_time": start})
-            details.append({"display_name": step, "state": end, "start_time": start})
+            # A task is a branch of its own, with a driver and the pod that does the work.
+            shown = [(f"{step}-driver", "SUCCEEDED", []), (step, end, [{"pod_name": "1"}])]
+            shown += [("executor", end, []), ("condition-2", "SKIPPED", [{"pod_name": "2"}])]
+            details += [
+                {"display_name": name, "state": one, "start_time": start, "child_tasks": children}
+                for name, one, children in shown
+            ]
         run.update(state=state, run_details={"task_details": details})
         return run
 
@@ -308,9 +315,20 @@ def package(path: Path, **changes: object) -> Path:
     kinds = {"span": "NUMBER_INTEGER", "window": "NUMBER_INTEGER", "force": "BOOLEAN"}
     kinds |= {"overrides": "STRING", "reason": "STRING"}
     declared = {name: {"parameterType": kind} for name, kind in kinds.items()}
+    tasks = {
+        key: {"componentRef": {"name": f"comp-{key}"}, "taskInfo": {"name": name}}
+        for key, name in STEPS.items()
+    }
+    branch = {"componentRef": {"name": "comp-branch"}, "taskInfo": {"name": "ModelGate-refused"}}
+    components = {f"comp-{key}": {"executorLabel": f"exec-{key}"} for key in STEPS}
+    components["comp-branch"] = {"dag": {"tasks": {"refused-2": tasks.pop("refused-2")}}}
     document = {
         "schemaVersion": "2.1.0",
-        "root": {"inputDefinitions": {"parameters": declared}},
+        "root": {
+            "inputDefinitions": {"parameters": declared},
+            "dag": {"tasks": {**tasks, "condition-2": branch}},
+        },
+        "components": components,
         **changes,
     }
     path.write_text(f"{yaml.safe_dump(document)}---\nplatforms: {{}}\n")

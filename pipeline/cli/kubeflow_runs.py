@@ -16,8 +16,11 @@ from graftline.serving.errors import UserError
 
 if TYPE_CHECKING:
     from graftline.kubeflow.api import Api, Message
+    from graftline.kubeflow.package import Package
 
 _MOST_RUNS = 10
+# Where `graftline kubeflow compile` puts it.
+_PACKAGE_NAME = "kubeflow.yaml"
 _package = click.option(
     "--package",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -46,7 +49,7 @@ def submit(
     from graftline.kubeflow.package import Package
 
     overrides = click.get_current_context().meta["overrides"]
-    found = Package.read(package or project.root / PACKAGE_NAME)
+    found = Package.read(package or project.root / _PACKAGE_NAME)
     parameters = {key: value for key, value in asked.items() if value}
     if overrides:
         parameters["overrides"] = json.dumps(overrides)
@@ -55,20 +58,20 @@ def submit(
     run = submission.submit(api, project, found, parameters, say, name)
     if not wait:
         if as_json:
-            click.echo(json.dumps(_run(api, run), indent=2))
+            click.echo(json.dumps(_run(api, run, found), indent=2))
         else:
             click.echo("Follow it: graftline kubeflow status")
         return
-    run = submission.follow(api, str(run["run_id"]), say)
+    run = submission.follow(api, str(run["run_id"]), found, say)
     try:
-        said = submission.conclude(api, project, run)
+        said = submission.conclude(api, project, run, found)
     except submission.Failed as failure:
         if as_json:
-            click.echo(json.dumps({**_run(api, run), "error": str(failure), "exit_code": 1}))
+            click.echo(json.dumps({**_run(api, run, found), "error": str(failure), "exit_code": 1}))
         else:
             click.echo(str(failure), err=True)
         click.get_current_context().exit(1)
-    click.echo(json.dumps(_run(api, run), indent=2) if as_json else said)
+    click.echo(json.dumps(_run(api, run, found), indent=2) if as_json else said)
 
 
 @project_command("schedule")
@@ -146,7 +149,7 @@ def _put_schedule(
     parameters: dict[str, Any] = {"window": window} if window else {}
     if overrides:
         parameters["overrides"] = json.dumps(overrides)
-    found = Package.read(package or project.root / PACKAGE_NAME)
+    found = Package.read(package or project.root / _PACKAGE_NAME)
     parameters = found.check(parameters)
     api = _api(project)
     where = submission.target(api, project)
@@ -181,9 +184,11 @@ def _told(one: Any) -> str:
 def status(project: Project, as_json: bool, run: str | None) -> None:
     """Show the last runs on Kubeflow Pipelines, or the steps of RUN, by its id."""
     from graftline.kubeflow.api import NotThereError
+    from graftline.kubeflow.package import Package
     from graftline.kubeflow.submit import experiment_name, steps
 
-    api = _api(project)
+    api, path = _api(project), project.root / _PACKAGE_NAME
+    package = Package.read(path) if path.is_file() else None
     if run:
         try:
             found = api.run(run)
@@ -195,7 +200,7 @@ def status(project: Project, as_json: bool, run: str | None) -> None:
         listed = api.runs(experiment) if experiment else iter(())
         runs = [one for _, one in zip(range(_MOST_RUNS), listed, strict=False)]
     if as_json:
-        click.echo(json.dumps([_run(api, one) for one in runs], indent=2))
+        click.echo(json.dumps([_run(api, one, package) for one in runs], indent=2))
         return
     if not runs:
         click.echo("No run yet. Start one: graftline kubeflow submit")
@@ -203,7 +208,7 @@ def status(project: Project, as_json: bool, run: str | None) -> None:
     for one in runs:
         created = str(one.get("created_at", ""))[:16].replace("T", " ")
         click.echo(f"{created}  {one.get('state', 'PENDING'):<10} {one.get('display_name', '')}")
-    for name, state in steps(runs[0]):
+    for name, state in steps(runs[0], package):
         click.echo(f"  {name:<24}{state.lower()}")
     click.echo(api.run_page(str(runs[0]["run_id"])))
 
@@ -214,7 +219,7 @@ def _api(project: Project) -> Api:
     return Api(project.config.kubeflow.api, project.root)
 
 
-def _run(api: Api, run: Message) -> dict[str, Any]:
+def _run(api: Api, run: Message, package: Package | None) -> dict[str, Any]:
     from graftline.kubeflow.submit import steps
 
     return {
@@ -222,14 +227,10 @@ def _run(api: Api, run: Message) -> dict[str, Any]:
         "name": run.get("display_name", ""),
         "state": run.get("state", ""),
         "created": run.get("created_at", ""),
-        "steps": [{"step": name, "state": state} for name, state in steps(run)],
+        "steps": [{"step": name, "state": state} for name, state in steps(run, package)],
         "page": api.run_page(str(run["run_id"])),
     }
 
 
 def _say(as_json: bool) -> Callable[[str], None]:
     return lambda line: click.echo(line, err=as_json)
-
-
-# Where `graftline kubeflow compile` puts the package.
-PACKAGE_NAME = "kubeflow.yaml"

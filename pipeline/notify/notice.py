@@ -12,6 +12,7 @@ import msgspec
 
 from graftline.components.verdict import Verdict
 from graftline.pipeline import run_record
+from graftline.pipeline.notify.config import EVENTS
 from graftline.pipeline.project import Project
 from graftline.pipeline.run_record import RunRecord
 
@@ -77,15 +78,22 @@ def notice_of_run(project: Project, record: RunRecord, links: Mapping[str, str])
         title = f"{model}: version {record.published_version} is published ({about})"
     elif refusal:
         title = f"{model}: {about} was refused by the {record.refuser or 'data gate'}"
-    elif record.state == run_record.FAILED:
+    elif record.state == run_record.FAILED or (
+        # On a cluster nobody presses Ctrl-C: a step was evicted or killed once too often.
+        record.cluster and record.state == run_record.INTERRUPTED
+    ):
         title = f"{model}: {about} failed"
     else:
         return None
     found = {"folder of the run": str(folder), "log": str(folder / run_record.LOG_NAME)}
+    if record.cluster and project.config.kubeflow.api.address:
+        address = project.config.kubeflow.api.address.rstrip("/")
+        found["run on the cluster"] = f"{address}/#/runs/details/{record.cluster}"
     if record.published_version is not None:
         found["version"] = str(project.base_path / str(record.published_version))
+    event = record.state if record.state in EVENTS else run_record.FAILED
     return Notice(
-        event=record.state,
+        event=event,
         model=model,
         title=title,
         details=record.error,

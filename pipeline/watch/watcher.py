@@ -19,6 +19,7 @@ from graftline.pipeline import run_record
 from graftline.pipeline.notify.notice import Notice, job_link
 from graftline.pipeline.notify.tell import tell, tell_rejected
 from graftline.pipeline.project import Project
+from graftline.pipeline.run_record import RunRecord
 from graftline.pipeline.watch.commands import Answer, Commands
 from graftline.pipeline.watch.ledger import Entry, Ledger, State
 
@@ -155,12 +156,19 @@ class Watcher:
         """Whether someone else's drop or run is under way in this project."""
         if workplace.is_under_way(self._project.spans):
             self._say_once("", "waits: another drop is under way")
-        elif not self._submit and run_record.is_locked(self._project.runs):
+        elif self._run_under_way():
             self._say_once("", "waits: another run is under way")
         else:
             self._said.pop("", None)
             return False
         return True
+
+    def _run_under_way(self) -> bool:
+        """Whether there is a run here, or one on a cluster that shares the project's folder."""
+        runs = self._project.runs
+        return run_record.is_locked(runs) or any(
+            record.state == run_record.RUNNING for record in run_record.records(runs)
+        )
 
     def _take(self, arrival: Arrival) -> int:
         """Takes a drop in and trains on it, as far as that was not done before.
@@ -178,6 +186,13 @@ class Watcher:
             answer = self._commands.run("drop", str(arrival.path), "--span", str(entry.span))
             if answer.code:
                 return self._drop_failed(arrival, entry, answer)
+        elif ended := self._trained(entry):
+            # By the command of a watcher that was killed, or by a person.
+            refused = ended.state == run_record.REFUSED
+            state: State = "refused" if refused else "published"
+            return self._end(
+                arrival, entry, state, f"by {ended.run_id}", _REFUSED if refused else 0
+            )
         self._ledger.put(arrival.key, entry, "training")
         self._say(
             entry.name, f"is span {entry.span}; {'submitting' if self._submit else 'training'}"
@@ -188,6 +203,14 @@ class Watcher:
         if answer.code == _REFUSED:
             return self._end(arrival, entry, "refused", answer.problem, _REFUSED)
         return self._failed(arrival, entry, answer)
+
+    def _trained(self, entry: Entry) -> RunRecord | None:
+        """The last run of a drop's span, where it came to an end that is an outcome."""
+        for record in run_record.records(self._project.runs):
+            if record.span == entry.span and not record.tunes:
+                ended = record.state in (run_record.PUBLISHED, run_record.REFUSED)
+                return record if ended and not record.can_go_on else None
+        return None
 
     def _is_taken_in(self, entry: Entry, arrival: Arrival) -> bool:
         """Whether the span is there that a watcher had begun when it was ended."""

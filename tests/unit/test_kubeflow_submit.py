@@ -6,12 +6,15 @@ import socket
 import pytest
 
 from certificates import Authority
+from graftline.components.verdict import Check, Verdict
 from graftline.kubeflow import submit
 from graftline.kubeflow.api import Api
 from graftline.kubeflow.package import Package
+from graftline.pipeline import run_record
 from graftline.pipeline.config import Config, override
 from graftline.pipeline.kubeflow_config import ApiConfig
 from graftline.pipeline.project import Project
+from graftline.pipeline.run_record import RunRecord
 from graftline.serving.errors import UserError
 from kubeflow_server import TOKEN, kubeflow, kubeflow_server, operations, package, problems
 
@@ -68,9 +71,8 @@ def test_waiting_shows_each_step_and_ends_well_only_where_the_run_succeeded(
     ]
     assert kubeflow(on_cluster, "submit", "--wait") == 0
     shown = [line.split() for line in capsys.readouterr().out.splitlines()]
-    steps = [["begin", "succeeded"], ["trainer", "succeeded"], ["pusher", "succeeded"]]
-    assert [line for line in shown if line in steps] == steps
-    assert not [line for line in shown if any("driver" in word for word in line)]
+    steps = [["begin", "succeeded"], ["Trainer", "succeeded"], ["Pusher", "succeeded"]]
+    assert [line for line in shown if line[-1:] == ["succeeded"]] == steps
 
 
 @pytest.mark.parametrize("state", ["FAILED", "CANCELED", "SKIPPED"])
@@ -79,14 +81,37 @@ def test_waiting_fails_where_the_run_came_to_any_other_end(on_cluster, cluster, 
     assert kubeflow(on_cluster, "submit", "--wait", "--json") == 1
     said = json.loads(capsys.readouterr().out)
     assert said["state"] == state
-    assert f"The run ended {state} at trainer" in said["error"]
+    assert f"The run ended {state} at Trainer" in said["error"]
     assert said["exit_code"] == 1
 
 
 def test_a_gate_that_said_no_is_told_from_a_failure(on_cluster, cluster, capsys):
-    cluster.course = [("FAILED", {"model-gate": "SUCCEEDED", "refused": "FAILED"})]
+    cluster.course = [("FAILED", {"trainer": "SUCCEEDED", "refused-2": "FAILED"})]
     assert kubeflow(on_cluster, "submit", "--wait") == 3
     assert "A gate said no" in capsys.readouterr().err
+
+
+def test_the_verdict_is_told_where_the_projects_folder_is_the_one_of_the_steps(
+    on_cluster, cluster, capsys
+):
+    cluster.course = [("FAILED", {"trainer": "SUCCEEDED", "refused-2": "FAILED"})]
+    check = Check(metric="accuracy", slice="overall", candidate=0.5, passed=False, note="too low")
+    folder = on_cluster / "runs" / "run-0001"
+    Verdict(gate="model", passed=False, checks=(check,)).write(folder / "model_gate.json")
+    RunRecord(
+        run_id="run-0001",
+        span=1,
+        version=1,
+        state=run_record.REFUSED,
+        refused_by="model",
+        error="The model gate: refused",
+        cluster="run-4",
+    ).write(on_cluster / "runs")
+    assert kubeflow(on_cluster, "submit", "--wait", "--json") == 3
+    assert list(cluster.runs) == ["run-4"]
+    told = json.loads(capsys.readouterr().out)
+    assert "The model gate: refused" in told["refused"]
+    assert told["verdict"]["checks"][0]["note"] == "too low"
 
 
 def test_a_run_of_a_name_that_is_under_way_or_succeeded_is_not_started_again(on_cluster, cluster):
@@ -106,10 +131,11 @@ def test_a_run_of_a_name_that_failed_is_started_again(on_cluster, cluster):
 def test_a_server_that_is_away_for_a_moment_does_not_end_the_waiting(on_cluster, cluster):
     api = Api(ApiConfig(address=cluster.url), on_cluster)
     project = Project.find(on_cluster)
-    run = submit.submit(api, project, Package.read(on_cluster / "kubeflow.yaml"), {}, print)
+    found = Package.read(on_cluster / "kubeflow.yaml")
+    run = submit.submit(api, project, found, {}, print)
     cluster.course = [("RUNNING", {}), ("SUCCEEDED", {})]
     cluster.fails = [503, 502, 503]
-    assert submit.follow(api, run["run_id"], print)["state"] == "SUCCEEDED"
+    assert submit.follow(api, run["run_id"], found, print)["state"] == "SUCCEEDED"
 
 
 @pytest.mark.parametrize(

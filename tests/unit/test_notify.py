@@ -20,7 +20,7 @@ from aiosmtpd.smtp import AuthResult, LoginPassword
 from certificates import Authority
 from graftline.components.verdict import Check, Verdict
 from graftline.pipeline import run_record
-from graftline.pipeline.config import Config, load_config, write_config
+from graftline.pipeline.config import Config, load_config, override, write_config
 from graftline.pipeline.notify.config import EmailConfig, NotifyConfig, WebhookConfig
 from graftline.pipeline.notify.delivery import deliver
 from graftline.pipeline.notify.notice import Notice, notice_of_run
@@ -96,6 +96,15 @@ def test_a_published_version_is_told_with_its_number_and_folder(tmp_path):
 @pytest.mark.parametrize("state", [run_record.INTERRUPTED, run_record.TUNED, run_record.RUNNING])
 def test_of_any_other_end_nothing_is_told(tmp_path, state):
     assert notice_of_run(*a_run(tmp_path, state), {}) is None
+
+
+def test_a_run_on_a_cluster_that_broke_off_has_failed_and_its_page_is_linked(tmp_path):
+    project, record = a_run(tmp_path, run_record.INTERRUPTED, cluster="4f1c", error="evicted")
+    config = override(project.config, ["kubeflow.api.address=https://kfp.example/pipeline/"])
+    notice = notice_of_run(Project(tmp_path, config), record, {})
+    assert notice
+    assert notice.event == "failed"
+    assert notice.links["run on the cluster"] == "https://kfp.example/pipeline/#/runs/details/4f1c"
 
 
 def test_the_link_of_the_ci_job_is_told(tmp_path, monkeypatch):

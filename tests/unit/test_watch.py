@@ -24,6 +24,7 @@ from graftline.pipeline.cli.main import main
 from graftline.pipeline.config import Config
 from graftline.pipeline.notify.config import NotifyConfig, WebhookConfig
 from graftline.pipeline.project import Project
+from graftline.pipeline.run_record import RunRecord
 from graftline.pipeline.watch.commands import Commands
 from graftline.pipeline.watch.config import WatchConfig
 from graftline.pipeline.watch.ledger import Ledger
@@ -329,6 +330,34 @@ def test_a_drop_that_was_taken_in_before_the_watcher_was_killed_is_not_taken_in_
 
     assert watch.watcher().once() == 0
     assert watch.calls == ["drop a --span 1", "run --span 1"]
+
+
+@pytest.mark.parametrize(("state", "code"), [("published", 0), ("refused", 3)])
+def test_a_span_whose_run_ended_after_the_watcher_was_killed_is_not_trained_on_again(
+    watch, state, code
+):
+    drop(watch.drops / "a")
+    watch.answers("0 {}", '1 {"crash": "as good as a kill"}')
+    watch.watcher().once()
+    (watch.project.runs / "run-0001").mkdir()
+    record = RunRecord(run_id="run-0001", span=1, version=1, state=state, refused_by="model")
+    record.write(watch.project.runs)
+    assert watch.watcher().once() == code
+    assert watch.states() == {"a": state}
+    assert watch.calls == ["drop a --span 1", "run --span 1"]
+
+
+def test_a_drop_waits_for_a_run_of_the_project_on_a_cluster(watch):
+    drop(watch.drops / "a")
+    folder = watch.project.runs / "run-0001"
+    folder.mkdir(parents=True)
+    record = RunRecord(run_id="run-0001", span=9, version=1, cluster="4f1c", lease_minutes=9)
+    record.write(watch.project.runs)
+    watch.until(lambda: ("", "waits: another run is under way") in watch.said)
+    assert watch.calls == []
+    record.state = "published"
+    record.write(watch.project.runs)
+    watch.until(lambda: watch.states() == {"a": "published"})
 
 
 def test_a_span_that_someone_else_made_meanwhile_is_left_alone(watch):
