@@ -77,7 +77,7 @@ class Package:
             kubeflow_run: str,
             span: int,
             window: int,
-            overrides: list,
+            overrides: str,
             force: bool,
             accept_anomalies: bool,
             bless: bool,
@@ -130,10 +130,10 @@ class Package:
 
     def end(self) -> Any:
         """The step that tells how the run came out."""
-        image, runs = self.graph["image"], self.graph["runs"]
+        image, folders = self.graph["image"], self.folders
 
         def end(kubeflow_run: str) -> dsl.ContainerSpec:
-            args = ["end", "--runs", runs, "--kubeflow-run", kubeflow_run]
+            args = ["end", *folders, "--kubeflow-run", kubeflow_run]
             return dsl.ContainerSpec(image=image, command=COMMAND, args=args)
 
         return dsl.container_component(end)
@@ -169,7 +169,7 @@ class Package:
         def pipeline(
             span: int = 0,
             window: int = 0,
-            overrides: list = [],  # noqa: B006
+            overrides: str = "[]",
             force: bool = False,
             accept_anomalies: bool = False,
             bless: bool = False,

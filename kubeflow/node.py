@@ -98,11 +98,12 @@ def refused(runs: Path, run: str) -> None:
 
 
 @node.command()
+@_project
 @_runs
 @_kubeflow_run
-def end(runs: Path, kubeflow_run: str) -> None:
+def end(project: Path, runs: Path, kubeflow_run: str) -> None:
     """Tell how the run came out."""
-    steps.end(runs, kubeflow_run)
+    steps.end(project, runs, kubeflow_run)
 
 
 def _hand_over(file: Path, value: str) -> None:

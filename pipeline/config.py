@@ -27,6 +27,8 @@ from graftline.components.trainer.backbones import registry
 from graftline.components.trainer.config import ImageConfig, TrainerConfig
 from graftline.components.tuner.config import TunerConfig
 from graftline.pipeline.kubeflow_config import KubeflowConfig
+from graftline.pipeline.notify.config import NotifyConfig
+from graftline.pipeline.watch.config import WatchConfig
 from graftline.serving.config import ServingConfig
 from graftline.serving.errors import UserError
 from graftline.serving.gateway.config import GatewayConfig
@@ -52,6 +54,14 @@ class PathsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     schema: Annotated[
         str, Meta(min_length=1, description="The curated schema: review it, commit it.")
     ] = "schema/schema.pbtxt"
+    drops: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="Where `graftline watch` looks for drops: a folder each, complete once its "
+            "manifest is there.",
+        ),
+    ] = "drops"
     spans: Annotated[
         str, Meta(min_length=1, description="Drops as TFRecords: span-<N>/version-<M>.")
     ] = "spans"
@@ -123,6 +133,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     serving: ServingConfig = ServingConfig()
     beam: BeamConfig = BeamConfig()
     gateway: GatewayConfig = GatewayConfig()
+    notify: NotifyConfig = NotifyConfig()
+    watch: WatchConfig = WatchConfig()
     kubeflow: KubeflowConfig = KubeflowConfig()
 
     def __post_init__(self) -> None:

@@ -26,6 +26,7 @@ from graftline.pipeline.code_digest import code_digest, file_digest
 from graftline.pipeline.config import load_config, write_config
 from graftline.pipeline.console import Console
 from graftline.pipeline.execution import Execution, Request, candidate_gone, renew_baseline
+from graftline.pipeline.notify.tell import tell_of_run
 from graftline.pipeline.plan import FILE_NAME as PLAN_NAME
 from graftline.pipeline.plan import Plan, SpanVersion
 from graftline.pipeline.project import Project
@@ -313,6 +314,8 @@ def _execute(project: Project, request: Request, record: RunRecord, manner: Mann
         if record.state != run_record.RUNNING:
             record.finished = run_record.now()
         record.write(project.runs)
+        if not record.cluster:  # there the last step tells
+            tell_of_run(project, record)
     return record
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import os
 import tempfile
 import time
@@ -22,6 +21,7 @@ import msgspec
 from graftline.components.verdict import GATES
 from graftline.pipeline.plan import SpanVersion
 from graftline.serving.errors import UserError
+from graftline.serving.file_system import is_held
 
 FILE_NAME = "run.json"
 LOG_NAME = "run.log"
@@ -249,14 +249,4 @@ def _silence(runs: Path, record: RunRecord) -> float:
 
 def is_locked(runs: Path) -> bool:
     """Whether a run is under way; whoever may read the folder may ask."""
-    try:
-        probe = os.open(runs / LOCK_NAME, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(probe, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(probe)
-    return False
+    return is_held(runs / LOCK_NAME)

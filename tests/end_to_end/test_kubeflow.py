@@ -14,8 +14,6 @@ from typing import Any
 
 import ml_metadata as mlmd
 import pytest
-from kubeflow_backend import KILL, TERMINATE, Backend, KubeflowRun, RefusedRun
-from mariadb import PASSWORD, USER, MariaDB, mariadb
 
 from commands import draw, graftline, last_run
 from graftline.components.verdict import Verdict
@@ -25,6 +23,8 @@ from graftline.pipeline.kubeflow_config import PASSWORD_VARIABLE, USER_VARIABLE
 from graftline.pipeline.project import Project
 from graftline.pipeline.run_record import RunRecord
 from graftline.serving.base_path import BasePath
+from kubeflow_backend import KILL, TERMINATE, Backend, KubeflowRun, RefusedRun
+from mariadb import PASSWORD, USER, MariaDB, mariadb
 
 pytestmark = pytest.mark.end_to_end
 
@@ -162,7 +162,7 @@ def test_versions_metrics_and_lineage_are_those_of_runs_on_one_machine(cluster):
 def test_a_candidate_that_is_refused_stops_the_run_and_publishes_nothing(cluster):
     worse = ["trainer.phases.all.rate=1e-9", "trainer.phases.all.epochs=1"]
 
-    run = cluster.run({"force": True, "overrides": worse})
+    run = cluster.run({"force": True, "overrides": json.dumps(worse)})
 
     assert run.state == "FAILED"
     assert run.steps["ModelGate"].codes == [0], "a gate's no is not retried"
@@ -200,10 +200,10 @@ def test_a_parameter_that_is_unknown_or_of_the_wrong_type_starts_nothing(cluster
         cluster.run({"spam": 1})
     with pytest.raises(RefusedRun, match="span must be int"):
         cluster.run({"span": "newest"})
-    mistaken = cluster.run({"overrides": ["trainer.batch_sice=3"]})
+    mistaken = cluster.run({"overrides": '["trainer.batch_sice=3"]'})
     assert (mistaken.state, mistaken.steps["begin"].codes) == ("FAILED", [2, 2, 2])
     assert "Did you mean batch_size" in mistaken.steps["begin"].output
-    other_steps = cluster.run({"span": 2, "force": True, "overrides": ["probe.enabled=true"]})
+    other_steps = cluster.run({"span": 2, "force": True, "overrides": '["probe.enabled=true"]'})
     assert "ServingProbe" in other_steps.steps["begin"].output
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kubeflow_backend import Backend
-from training_operator import training_operator
 
 from commands import Command, graftline, last_run
 from graftline.components.trainer.record import TrainingRecord
 from graftline.kubeflow.kubernetes_api import ADDRESS_VARIABLE
+from kubeflow_backend import Backend
+from training_operator import training_operator
 
 pytestmark = pytest.mark.end_to_end
 

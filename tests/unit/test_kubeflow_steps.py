@@ -132,13 +132,13 @@ def test_a_run_on_a_cluster_is_not_resumed_on_one_machine(project):
 
 def test_a_run_that_broke_off_is_closed_by_the_last_step_and_says_so(project, capsys):
     a_run(project)
-    steps.end(project.runs, "first")
+    steps.end(project.root, project.runs, "first")
     assert "run-0001: interrupted" in capsys.readouterr().out
     assert next(run_record.records(project.runs)).state == run_record.INTERRUPTED
 
 
 def test_where_no_run_was_begun_the_last_step_says_so(project, capsys):
-    steps.end(project.runs, "another")
+    steps.end(project.root, project.runs, "another")
     assert "No run was begun" in capsys.readouterr().out
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
-from training_operator import Start, training_operator
 
 from graftline.kubeflow import training_job
 from graftline.kubeflow.kubernetes_api import KubernetesApi
 from graftline.kubeflow.training_job import TrainingJob
 from graftline.pipeline.config import Config, override
 from graftline.serving.errors import UserError
+from training_operator import Start, training_operator
 
 NAME = "graftline-model-run-0001"
 CONFIG = override(
