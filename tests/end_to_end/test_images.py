@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -146,6 +147,20 @@ def started(build: Build, stage: str, *command: str, **environment: str) -> Iter
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
+
+
+def test_a_worker_of_beam_stands_by_in_its_image(build):
+    pytest.importorskip("graftline.kubeflow.beam_worker")
+    [program] = build.stage("beam-worker").entrypoint
+    port = free_port()
+    with started(build, "beam-worker", program, "--worker_pool", f"--service_port={port}") as log:
+        for _ in range(120):
+            with socket.socket() as probe:
+                answers = probe.connect_ex(("127.0.0.1", port)) == 0
+            if answers:
+                break
+            time.sleep(0.5)
+        assert answers, log.read_text()[-3000:]
 
 
 @pytest.mark.parametrize(
