@@ -1,4 +1,4 @@
-"""kubeflow/Dockerfile, its steps executed in a Debian 13 tree, and what the images then do.
+"""The Dockerfiles, their steps executed in a Debian 13 tree, and what the images then do.
 
 Needs root and the tree that `requirements/debian13.sh` makes.
 """
@@ -18,7 +18,7 @@ import pytest
 import requests
 from packaging.utils import canonicalize_name
 
-from deployment import REPOSITORY
+from deployment import DEPLOY, REPOSITORY
 from images import Build, can_build
 from model_servers import free_port
 
@@ -128,6 +128,18 @@ def test_layers_and_settings_hold_no_trace_of_the_machine_that_built_them(build)
     for layer in stage.layers[:-1]:
         for secret in (".netrc", "pip.conf", ".docker", ".ssh"):
             assert not list((layer / "root").glob(f"**/{secret}")), layer
+
+
+def test_the_gateways_image_starts_and_holds_no_tensorflow(tmp_path, build):
+    gateway = Build(DEPLOY / "gateway" / "Dockerfile", tmp_path)
+    stage = gateway.stage("last")
+    assert stage.user == "65532:65532"
+    found = installed(gateway, "last")
+    assert not {"tensorflow", "tfx", "apache-beam"} & set(found)
+    done = gateway.run("last", *stage.entrypoint, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "--model_base_path" in done.stdout
+    assert gateway.run("last", "graftline", "--version").returncode == 0
 
 
 def test_an_extra_that_does_not_exist_is_refused(tmp_path, build):
