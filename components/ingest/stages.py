@@ -41,12 +41,14 @@ Given = TypeVar("Given")
 Made = TypeVar("Made")
 
 
-def run_stage(elements: Sequence[Any], step: beam.DoFn, options: Sequence[str]) -> None:
+def run_stage(
+    elements: Sequence[Any], step: beam.DoFn | beam.PTransform, options: Sequence[str]
+) -> None:
     """Runs one step on every element.
 
     Args:
         elements: few and small.
-        step: what to do with each; it emits nothing.
+        step: what to do with each; what it emits is dropped.
         options: of the Beam runner.
 
     Raises:
@@ -55,7 +57,8 @@ def run_stage(elements: Sequence[Any], step: beam.DoFn, options: Sequence[str]) 
     """
     try:
         with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
-            _ = pipeline | beam.Create(elements) | beam.ParDo(step)
+            transform = beam.ParDo(step) if isinstance(step, beam.DoFn) else step
+            _ = pipeline | beam.Create(elements) | transform
     except UserError as error:
         raise UserError(str(error).split(" [while running")[0]) from error
     except RuntimeError as error:

@@ -31,6 +31,7 @@ _COMMANDS = {
     "status": "runs",
     "runs": "comparison",
     "predict": "predict",
+    "predict-batch": "predict_batch",
     "serve": "serve",
     "gateway": "gateway",
     "versions": "versions",
