@@ -22,6 +22,7 @@ from tfx.orchestration import metadata
 from tfx.orchestration.local import runner_utils
 from tfx.orchestration.portable import launcher, runtime_parameter_utils
 from tfx.proto.orchestration import pipeline_pb2
+from tfx.types import standard_artifacts
 
 from graftline.components.data_gate.component import DataBlessing
 from graftline.pipeline.create_pipeline import metadata_connection
@@ -128,6 +129,21 @@ def blessed_spans(store: mlmd.MetadataStore) -> set[SpanVersion]:
         if artifact.state == metadata_store_pb2.Artifact.LIVE
         and artifact.properties["blessed"].int_value
     }
+
+
+def lost_spans(store: mlmd.MetadataStore, blessed: Collection[SpanVersion]) -> set[SpanVersion]:
+    """Those of some spans whose examples were removed: `graftline gc` does so."""
+    if not blessed:
+        return set()
+    there = {
+        SpanVersion(
+            artifact.custom_properties["span"].int_value,
+            artifact.custom_properties["version"].int_value,
+        )
+        for artifact in store.get_artifacts_by_type(standard_artifacts.Examples.TYPE_NAME)
+        if artifact.state == metadata_store_pb2.Artifact.LIVE
+    }
+    return {span for span in blessed if span not in there}
 
 
 def pushed_version(store: mlmd.MetadataStore) -> int | None:

@@ -32,6 +32,7 @@ _COMMANDS = {
     "runs": "comparison",
     "predict": "predict",
     "predict-batch": "predict_batch",
+    "gc": "gc",
     "serve": "serve",
     "gateway": "gateway",
     "versions": "versions",
