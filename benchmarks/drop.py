@@ -86,7 +86,8 @@ def take_in(folder: Path) -> dict[str, float]:
     """Takes all files in as a drop, in this process."""
     from graftline.components.ingest.config import DropConfig
     from graftline.components.ingest.drop import drop
-    from graftline.pipeline.config import BeamConfig
+    from graftline.pipeline.beam.config import BeamConfig
+    from graftline.pipeline.beam.options import beam_options
 
     classes = [f"class-{number}" for number in range(_CLASSES)]
     idle = _memory("VmRSS")
@@ -98,7 +99,7 @@ def take_in(folder: Path) -> dict[str, float]:
             Path(project) / "quarantine",
             DropConfig(),
             classes,
-            beam_options=BeamConfig().options,
+            beam_options=beam_options(BeamConfig(), "drop"),
         )
         seconds = time.monotonic() - started
         return _figures(span.summary.images, seconds, idle)

@@ -26,6 +26,7 @@ from graftline.components.settings import set_value
 from graftline.components.trainer.backbones import registry
 from graftline.components.trainer.config import ImageConfig, TrainerConfig
 from graftline.components.tuner.config import TunerConfig
+from graftline.pipeline.beam.config import BeamConfig
 from graftline.serving.config import ServingConfig
 from graftline.serving.errors import UserError
 from graftline.serving.gateway.config import GatewayConfig
@@ -88,22 +89,6 @@ class WindowConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Annotated[int, Meta(ge=1)] | None,
         Meta(description="Train on this many newest spans up to the run's own; null: on all."),
     ] = None
-
-
-class BeamConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How Beam stages run."""
-
-    options: Annotated[
-        tuple[str, ...],
-        Meta(
-            description="Options of the Beam runner, word for word. FnApiRunner is what "
-            "DirectRunner would choose, seconds later."
-        ),
-    ] = (
-        "--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner",
-        "--direct_running_mode=in_memory",
-        "--direct_num_workers=1",
-    )
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

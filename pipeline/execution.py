@@ -164,7 +164,9 @@ class Execution:
         # A candidate that was judged is published as it is; another one is not let through for it.
         cache_only = ("Trainer",) if self._record.took_up else ()
         try:
-            run_pipeline(ir, run_id, self._store, self._listen, cache_only)
+            run_pipeline(
+                ir, run_id, self._store, self._project.config.beam, self._listen, cache_only
+            )
         except NotInCache as error:
             raise candidate_gone(self._record.took_up) from error
         except Refused:

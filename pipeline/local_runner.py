@@ -25,6 +25,8 @@ from tfx.proto.orchestration import pipeline_pb2
 from tfx.types import standard_artifacts
 
 from graftline.components.data_gate.component import DataBlessing
+from graftline.pipeline.beam.config import BeamConfig
+from graftline.pipeline.beam.operator import executor_operators
 from graftline.pipeline.create_pipeline import metadata_connection
 from graftline.pipeline.plan import SpanVersion
 
@@ -39,6 +41,7 @@ def run_pipeline(
     ir: pipeline_pb2.Pipeline,
     run_id: str,
     store: mlmd.MetadataStore,
+    beam: BeamConfig,
     listener: Listener,
     cache_only: Collection[str] = (),
 ) -> None:
@@ -48,6 +51,7 @@ def run_pipeline(
         ir: the compiled pipeline; the run's id is written into it.
         run_id: groups the executions of this run in the metadata store.
         store: the metadata store that the pipeline uses, to see how each node ended.
+        beam: where Beam stages run.
         listener: told of each node with its state (`running`, `done`, `cached`, `failed`) and the
             seconds it took.
         cache_only: nodes that are not executed; what they give has to be there already.
@@ -65,7 +69,7 @@ def run_pipeline(
         listener(node.node_info.id, "running", 0.0)
         state = "failed"
         try:
-            state = _run_node(ir, node, store, cache_only)
+            state = _run_node(ir, node, store, beam, cache_only)
         finally:
             listener(node.node_info.id, state, time.monotonic() - began)
 
@@ -81,6 +85,7 @@ def _run_node(
     ir: pipeline_pb2.Pipeline,
     node: pipeline_pb2.PipelineNode,
     store: mlmd.MetadataStore,
+    beam: BeamConfig,
     cache_only: Collection[str],
 ) -> str:
     """Runs one node with TFX's portable launcher; returns how it ended."""
@@ -97,6 +102,7 @@ def _run_node(
         pipeline_runtime_spec=ir.runtime_spec,
         executor_spec=runner_utils.extract_executor_spec(deployment, node.node_info.id),
         custom_driver_spec=runner_utils.extract_custom_driver_spec(deployment, node.node_info.id),
+        custom_executor_operators=executor_operators(beam, node.node_info.id),
     ).launch()
     if executed is None or executed.execution_id is None:
         return "done"

@@ -14,6 +14,7 @@ import msgspec
 
 from graftline.components.ingest.spans import SPLITS, Span, Summary, list_spans
 from graftline.pipeline import run_record
+from graftline.pipeline.beam.options import beam_options
 from graftline.pipeline.cli.project_command import project_command
 from graftline.pipeline.project import Project
 
@@ -52,7 +53,7 @@ def drop(
             classes,
             span=span,
             version=version,
-            beam_options=project.config.beam.options,
+            beam_options=beam_options(project.config.beam, "drop"),
         )
     summary = taken.summary
     if as_json:

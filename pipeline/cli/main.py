@@ -32,6 +32,7 @@ _COMMANDS = {
     "runs": "comparison",
     "predict": "predict",
     "predict-batch": "predict_batch",
+    "plan": "plan",
     "gc": "gc",
     "serve": "serve",
     "gateway": "gateway",
