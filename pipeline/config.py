@@ -27,6 +27,7 @@ from graftline.components.trainer.backbones import registry
 from graftline.components.trainer.config import ImageConfig, TrainerConfig
 from graftline.components.tuner.config import TunerConfig
 from graftline.pipeline.beam.config import BeamConfig
+from graftline.pipeline.prices import PricesConfig
 from graftline.serving.config import ServingConfig
 from graftline.serving.errors import UserError
 from graftline.serving.gateway.config import GatewayConfig
@@ -107,6 +108,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     serving: ServingConfig = ServingConfig()
     beam: BeamConfig = BeamConfig()
     gateway: GatewayConfig = GatewayConfig()
+    prices: PricesConfig = PricesConfig()
 
     def __post_init__(self) -> None:
         """Refuses sections that do not go together.

@@ -31,10 +31,10 @@ from graftline.pipeline.project import Project
 from graftline.pipeline.run_record import RunRecord
 from graftline.serving.base_path import BasePath
 
-EXAMPLES = "examples of spans that the window does not reach"
+EXAMPLES = "examples that are there twice, or of spans that the window does not reach"
 MODELS = "models of earlier runs, which the base path has or no gate let through"
 OUTPUTS = "other outputs of runs that left no version"
-FAILED = "what nodes that failed have left"
+FAILED = "working folders, and what nodes that failed have left"
 IN_SERVICE = "copies of versions that were in service"
 FEATURES = "features that no run can use, or beyond trainer.feature_store_gb"
 UNFINISHED = "checkpoints and trials of trainings that are over"
@@ -123,16 +123,18 @@ def remove(project: Project, store: mlmd.MetadataStore | None, found: Iterable[G
             with contextlib.suppress(FileNotFoundError):
                 garbage.path.rename(trash / uuid.uuid4().hex)
     if store is not None:
-        _mark_deleted(store)
+        _mark_deleted(project, store)
     shutil.rmtree(trash)
 
 
-def _mark_deleted(store: mlmd.MetadataStore) -> None:
-    """Every artifact whose files are gone, whoever removed them."""
+def _mark_deleted(project: Project, store: mlmd.MetadataStore) -> None:
+    """Every artifact of this folder whose files are gone, whoever removed them."""
     gone = []
     for artifact in store.get_artifacts():
-        local = artifact.uri and "://" not in artifact.uri
-        if artifact.state == _LIVE and local and not Path(artifact.uri).exists():
+        path = Path(artifact.uri)
+        # In a project that was moved the store speaks of another folder.
+        here = path.is_relative_to(project.artifacts)
+        if artifact.state == _LIVE and here and not path.exists():
             artifact.state = _DELETED
             gone.append(artifact)
     if gone:
@@ -145,18 +147,20 @@ def _outputs(
     """Outputs of nodes that nothing needs, and folders that are nobody's output."""
     artifacts = [one for one in store.get_artifacts() if one.state == _LIVE]
     kept = _needed(project, store, records) | _examples_within_reach(project, artifacts)
-    kinds: dict[str, str] = {}
+    # By node, output and execution: where the project was moved, the beginning is another one.
+    kinds: dict[tuple[str, ...], str] = {}
     for artifact in artifacts:
+        output = Path(artifact.uri).parts[-3:]
         if artifact.id in kept or artifact.type in _RECORDS:
-            kinds[artifact.uri] = ""
+            kinds[output] = ""
         else:
             kind = {"Examples": EXAMPLES, "Model": MODELS}.get(artifact.type, OUTPUTS)
-            kinds.setdefault(artifact.uri, kind)
+            kinds.setdefault(output, kind)
     for path in project.artifacts.glob("*/*/[0-9]*"):
         is_node = (path.parents[1] / ".system").is_dir()
         if not (is_node and path.name.isdigit()) or path.parent.name.startswith("."):
             continue
-        kind = kinds.get(str(path), FAILED)
+        kind = kinds.get(path.parts[-3:], FAILED)
         if kind:
             yield _garbage(kind, path)
     if not (records and records[0].can_go_on):
@@ -224,10 +228,10 @@ def _in_service(project: Project, records: list[RunRecord]) -> Iterator[Garbage]
         folder = project.runs / run
         if (folder / PLAN_NAME).exists():
             plan = Plan.read(folder)
-            wanted |= {plan.baseline_uri, plan.start_from}
+            wanted |= {Path(uri).name for uri in (plan.baseline_uri, plan.start_from)}
     current = BasePath(project.base_path).in_service()
     for path in _children(project.artifacts / "in_service"):
-        if str(path) not in wanted and not path.name.startswith(f"{current}-"):
+        if path.name not in wanted and not path.name.startswith(f"{current}-"):
             yield _garbage(IN_SERVICE, path)
 
 

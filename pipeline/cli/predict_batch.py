@@ -13,6 +13,7 @@ from graftline.components.batch_prediction import output as outputs
 from graftline.components.batch_prediction.output import Summary
 from graftline.components.batch_prediction.tables import SUFFIXES
 from graftline.components.ingest import sources
+from graftline.pipeline.beam.options import beam_options
 from graftline.pipeline.cli.project_command import project_command
 from graftline.pipeline.console import Console
 from graftline.pipeline.project import Project
@@ -98,7 +99,8 @@ def predict_batch(
                 part_size=part_size,
                 batch_size=batch_size,
             )
-            summary = predict(request, held, project.config.beam.options)
+            options = beam_options(project.config.beam, "predict_batch")
+            summary = predict(request, held, options)
     _show(summary, output, as_json, time.monotonic() - began)
 
 
