@@ -99,6 +99,8 @@ class _Past(msgspec.Struct, frozen=True, kw_only=True):
         judged: test images times the models that were evaluated.
         training: what its training did.
         start: seconds outside of nodes.
+        same_network: whether it was configured as is planned with.
+        trained_backbone: whether the weights that it exported are its own also below the head.
     """
 
     nodes: dict[str, tuple[float, int]]
@@ -108,6 +110,7 @@ class _Past(msgspec.Struct, frozen=True, kw_only=True):
     training: TrainingRecord | None
     start: float
     same_network: bool
+    trained_backbone: bool
 
 
 def forecast(project: Project, images: int | None, bytes_per_image: float | None) -> Forecast:
@@ -214,20 +217,21 @@ class _Forecast:
             ).at(self._window(("train",)))
         trainings = [past.training for past in runs if past.training]
         phases = self._project.config.trainer.phases
+        # Which images there are, and whether their stored features are whole, is read as well.
         loading = [
             (
-                0.0,
+                float(p.train),
                 max(
                     0.0, p.nodes[TRAINER][0] - t.features_seconds - sum(f.seconds for f in t.phases)
                 ),
             )
             for p, t in zip(runs, trainings, strict=True)
         ]
-        total = fit(loading, "loading").at(0)
+        train = self._window(("train",))
+        total = fit(loading, "loading").at(train)
         made = [(t.features_computed, t.features_seconds) for t in trainings if t.features_computed]
         if made:
             total += fit(made, "features").at(self._to_compute(trainings))
-        train = self._window(("train",))
         for phase in phases:
             past_phases = [
                 (t.train_images, f) for t in trainings for f in t.phases if f.name == phase.name
@@ -250,12 +254,11 @@ class _Forecast:
 
     def _to_compute(self, trainings: Sequence[TrainingRecord]) -> float:
         """Images that go through what does not train: new ones, or all where that has changed."""
-        trainer = self._project.config.trainer
-        changes = trainer.warm_start and any(p.fraction or p.blocks for p in trainer.phases)
-        if changes:
+        if self._project.config.trainer.warm_start and self._past[0].trained_backbone:
             self._notes.append(
-                "With trainer.warm_start and a phase that trains the backbone, features are those "
-                "of another network after each run, and are computed for the whole window."
+                "The version that trainer.warm_start begins with has a backbone of its own, so "
+                "that features are computed for the whole window, once: a phase that trains the "
+                "head alone leaves them as they are."
             )
             return self._window(_SPLITS_TRAINED)
         most = max(t.features_computed / max(1, t.train_images + t.eval_images) for t in trainings)
@@ -369,7 +372,17 @@ def _past(project: Project) -> Iterator[_Past]:
             training=run.training,
             start=_outside(run),
             same_network=_network(run.configuration) == wanted,
+            trained_backbone=_trained_backbone(run),
         )
+
+
+def _trained_backbone(run: ComparedRun) -> bool:
+    if run.training is None:
+        return False
+    phase = f"trainer.phases.{run.training.exported.phase}"
+    return bool(
+        run.configuration.get(f"{phase}.fraction") or run.configuration.get(f"{phase}.blocks")
+    )
 
 
 def _outside(run: ComparedRun) -> float:

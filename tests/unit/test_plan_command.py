@@ -31,11 +31,13 @@ class Machine:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.sizes: list[int] = []
+        self.exported = ""
         write_config(Config(), folder / "graftline.yaml")
         self._store = _store(folder / "tfx" / "metadata.sqlite")
 
-    def run(self, images: int, **nodes: float) -> None:
-        """Takes a drop in and trains on all so far."""
+    def run(self, images: int, exported: str = "frozen") -> None:
+        """Takes a drop in and trains on all so far; exports the weights of a phase."""
+        self.exported = exported
         self.sizes.append(images)
         number = len(self.sizes)
         span = self.folder / "spans" / f"span-{number}" / "version-1"
@@ -92,7 +94,7 @@ class Machine:
                 _phase("frozen", 10, 1.0, 1e-4, all_train),
                 _phase("fine_tune", 6, 4.0, 5e-3, all_train),
             ),
-            exported=Best(phase="frozen", epoch=1, eval_loss=1, eval_accuracy=1, eval_brier=1),
+            exported=Best(phase=self.exported, epoch=1, eval_loss=1, eval_accuracy=1, eval_brier=1),
             seconds=1.0,
         )
 
@@ -227,6 +229,16 @@ def test_a_narrower_window_is_cheaper(machine, planned):
     whole = planned("--images", "200")
     narrow = planned("--images", "200", "window.last=1")
     assert narrow["seconds"] < 0.5 * whole["seconds"]
+
+
+def test_a_start_from_a_fine_tuned_version_counts_the_features_of_the_whole_window(
+    machine, planned
+):
+    for images in (500, 1000, 20_000):
+        machine.run(images, exported="fine_tune")
+    cold, warm = planned("--images", "200"), planned("--images", "200", "trainer.warm_start=true")
+    assert warm["seconds"] - cold["seconds"] == pytest.approx(0.9 * 21_500 * 0.01, rel=0.1)
+    assert any("for the whole window, once" in note for note in warm["notes"])
 
 
 def test_disk_and_money_follow_the_sizes_and_the_prices(machine, planned):
