@@ -7,31 +7,24 @@ Evaluator the test split of the window. See docs/scale.md for the model.
 
 from __future__ import annotations
 
-import datetime
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
-from graftline.components.ingest.spans import Span, find_span, list_spans
+from graftline.components.ingest.spans import list_spans
 from graftline.components.trainer.record import TrainingRecord
-from graftline.pipeline.comparison import ComparedRun, compared_runs, flatten
-from graftline.pipeline.config import to_tree
 from graftline.pipeline.cost_model import Estimate, fit
-from graftline.pipeline.plan import FILE_NAME as PLAN_NAME
-from graftline.pipeline.plan import Plan
+from graftline.pipeline.past_runs import TRAINER, PastRun, images_in, past_runs
 from graftline.pipeline.project import Project
 from graftline.serving.base_path import BasePath
 from graftline.serving.errors import UserError
 
-TRAINER = "Trainer"
 _SPLITS_TRAINED = ("train", "eval")
 # What reads every byte of the new images, so that larger files take longer.
 _BY_BYTES = ("drop", "ImportExampleGen")
 _OF_TEST = ("Evaluator", "ModelGate")
-_SAME_NETWORK = ("trainer.", "image.")
-_WITHOUT_EFFECT = ("trainer.feature_store_gb", "trainer.seed", "trainer.warm_start")
 _ROW_OVERHEAD = 1.02  # of TFRecords over the images in them
 _KNOBS = {
     "drop": "lower drop.max_pixels",
@@ -90,29 +83,6 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     advice: tuple[str, ...]
 
 
-class _Past(msgspec.Struct, frozen=True, kw_only=True):
-    """A run to learn from.
-
-    Attributes:
-        nodes: seconds and peak memory of every node that was executed.
-        new, test, train: images of its span, and of its window.
-        judged: test images times the models that were evaluated.
-        training: what its training did.
-        start: seconds outside of nodes.
-        same_network: whether it was configured as is planned with.
-        trained_backbone: whether the weights that it exported are its own also below the head.
-    """
-
-    nodes: dict[str, tuple[float, int]]
-    new: int
-    judged: int
-    train: int
-    training: TrainingRecord | None
-    start: float
-    same_network: bool
-    trained_backbone: bool
-
-
 def forecast(project: Project, images: int | None, bytes_per_image: float | None) -> Forecast:
     """What a drop, and the run on it, will cost with this configuration.
 
@@ -131,7 +101,7 @@ class _Forecast:
     def __init__(self, project: Project, images: int | None, bytes_per_image: float | None) -> None:
         self._project = project
         self._spans = list_spans(project.spans)
-        self._past = list(_past(project))
+        self._past = list(past_runs(project))
         if not self._past:
             raise UserError(
                 "There is no run to learn from yet. Drop a first part of the images, some hundred "
@@ -198,7 +168,7 @@ class _Forecast:
                 yield name, self._trainer(), self._peak(name), self._features() + self._model()
                 continue
             amount = self._judged() if name in _OF_TEST else float(self._images)
-            amount_of: Callable[[_Past], float] = (
+            amount_of: Callable[[PastRun], float] = (
                 (lambda past: past.judged) if name in _OF_TEST else (lambda past: past.new)
             )
             if name in _OF_TEST:
@@ -295,7 +265,7 @@ class _Forecast:
         newest = list({span.number: span for span in self._spans}.values())
         last = self._project.config.window.last
         kept = newest if last is None else newest[len(newest) - min(last - 1, len(newest)) :]
-        return _images(kept, splits) + self._images * self._share(splits)
+        return images_in(kept, splits) + self._images * self._share(splits)
 
     def _share(self, splits: Sequence[str]) -> float:
         """The share of some splits in a drop."""
@@ -345,72 +315,9 @@ class _Forecast:
                 )
 
 
-def _past(project: Project) -> Iterator[_Past]:
-    """Runs that came to the end of their training, on spans that are still there."""
-    wanted = _network(flatten(to_tree(project.config)))
-    for run in compared_runs(project):
-        folder = project.runs / run.record.run_id
-        if run.record.tunes or not (folder / PLAN_NAME).exists():
-            continue
-        plan = Plan.read(folder)
-        try:
-            window = [find_span(project.spans, one.span, one.version) for one in plan.window]
-        except UserError:
-            continue
-        nodes = {
-            node.id: (node.seconds, node.peak_mb)
-            for node in run.record.nodes
-            if node.state == "done"
-        }
-        if TRAINER not in nodes:
-            continue
-        yield _Past(
-            nodes=nodes,
-            new=_images(window[-1:], ("train", "eval", "test")),
-            judged=_images(window, ("test",)) * (2 if plan.baseline else 1),
-            train=_images(window, ("train",)),
-            training=run.training,
-            start=_outside(run),
-            same_network=_network(run.configuration) == wanted,
-            trained_backbone=_trained_backbone(run),
-        )
-
-
-def _trained_backbone(run: ComparedRun) -> bool:
-    if run.training is None:
-        return False
-    phase = f"trainer.phases.{run.training.exported.phase}"
-    return bool(
-        run.configuration.get(f"{phase}.fraction") or run.configuration.get(f"{phase}.blocks")
-    )
-
-
-def _outside(run: ComparedRun) -> float:
-    """Seconds of a run that no node took."""
-    began, ended = run.record.started, run.record.finished
-    if not ended:
-        return 0.0
-    whole = datetime.datetime.fromisoformat(ended) - datetime.datetime.fromisoformat(began)
-    return max(0.0, whole.total_seconds() - run.record.seconds)
-
-
-def _same_network(runs: list[_Past]) -> list[_Past]:
+def _same_network(runs: list[PastRun]) -> list[PastRun]:
     """Those with the configuration that is planned with, else all."""
     return [past for past in runs if past.same_network] or runs
-
-
-def _network(configuration: dict[str, object]) -> dict[str, object]:
-    return {
-        key: value
-        for key, value in configuration.items()
-        if key.startswith(_SAME_NETWORK)
-        and not key.startswith(("trainer.phases", "trainer.tensorboard"))
-        and key not in _WITHOUT_EFFECT
-    }
-
-
-def _images(spans: Sequence[Span], splits: Sequence[str]) -> int:
-    return sum(span.summary.per_split[split] for span in spans for split in splits)
 
 
 def _bytes_below(folder: Path) -> int:

@@ -21,8 +21,7 @@ from graftline.serving.file_system import sync
 
 SUFFIXES = {"jsonl": ".jsonl", "csv": ".csv", "parquet": ".parquet", "tfrecord": ".tfrecord.gz"}
 PARTIAL = ".partial"
-# Columns that are no text; `probabilities` is one number per class.
-_TYPES = {"version": int, "probability": float}
+# One number per class.
 PROBABILITIES = "probabilities"
 
 Row = dict[str, Any]
@@ -109,17 +108,9 @@ class _Parquet:
         import pyarrow as pa
         import pyarrow.parquet as parquet
 
-        types = {int: pa.int64(), float: pa.float32()}
         of_classes = pa.struct([(name, pa.float32()) for name in classes])
-        self._schema = pa.schema(
-            [
-                (
-                    name,
-                    of_classes if name == PROBABILITIES else types.get(_TYPES.get(name), pa.utf8()),
-                )
-                for name in columns
-            ]
-        )
+        types = {"version": pa.int64(), "probability": pa.float32(), PROBABILITIES: of_classes}
+        self._schema = pa.schema([(name, types.get(name, pa.utf8())) for name in columns])
         self._writer = parquet.ParquetWriter(path, self._schema)
         self._rows: list[Row] = []
 

@@ -80,9 +80,11 @@ def predict_batch(
             held.check_complete(plan)
             _show(summary, output, as_json, None)
             return
-        if plan is None:
-            folder = folder or versions.folder(version)
-        number = plan.version if plan else int(folder.name)
+        if plan:
+            model, number = held.model, plan.version
+        else:
+            model = folder or versions.folder(version)
+            number = int(model.name)
         log = held.work / "log.txt"
         with Console(log, quiet=as_json) as console:
             console.line(f"version {number} predicts {source}    log: {log}")
@@ -92,7 +94,7 @@ def predict_batch(
             request = Request(
                 source=source,
                 version=number,
-                model=folder or held.model,
+                model=model,
                 format=kind,
                 feature=project.config.drop.features.image,
                 limits=msgspec.convert(project.config.drop, Limits, from_attributes=True),
