@@ -178,8 +178,9 @@ def lock(runs: Path) -> AbstractContextManager[object]:
             f"{current.run_id} (process {current.pid}, since {current.started})" if current else ""
         )
         raise UserError(
-            f"Another run is under way in this project: {who or 'it has just begun'}. Wait for it, "
-            "look at it with `graftline status`, or stop it; then try again."
+            "Another run is under way in this project: "
+            f"{who or 'it has just begun, or is `graftline gc`'}. Wait for it, look at it with "
+            "`graftline status`, or stop it; then try again."
         ) from None
     except OSError as error:
         raise UserError(
