@@ -1,8 +1,8 @@
 """How long a stage takes for so many images: a fixed part and a part per image, from past runs.
 
 Both are fitted to what was measured, by least squares of the relative errors, neither below zero.
-Where all measurements are of one size the fixed part cannot be told from the other: it is then
-taken from a table, as far as the measurement allows.
+Where all measurements are of about one size the fixed part cannot be told from the other: it is
+then taken from a table, as far as the measurement allows.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ USUAL_FIXED = {
 _LEAST_SPREAD = 0.1
 _UNKNOWN_SPREAD = 0.5
 _PER_DOUBLING = 0.05
+# Sizes that are no further apart tell nothing of what grows with them.
+_ONE_SIZE = 1.5
 
 
 class Estimate(msgspec.Struct, frozen=True):
@@ -89,14 +91,15 @@ def fit(points: Sequence[tuple[float, float]], usual: str = "") -> Line:
         usual: key of `USUAL_FIXED`; empty: the fixed part is 0 where it cannot be told.
     """
     largest = max(amount for amount, _ in points)
-    if len({amount for amount, _ in points}) == 1:
+    if largest <= _ONE_SIZE * min(amount for amount, _ in points):
         mean = sum(seconds for _, seconds in points) / len(points)
-        if not largest:
+        amount = sum(amount for amount, _ in points) / len(points)
+        if not amount:
             return Line(fixed=mean, slope=0.0, spread=_UNKNOWN_SPREAD, largest=0.0)
         fixed = min(USUAL_FIXED.get(usual, 0.0), mean)
         return Line(
             fixed=fixed,
-            slope=(mean - fixed) / largest,
+            slope=(mean - fixed) / amount,
             spread=_UNKNOWN_SPREAD,
             largest=largest,
             guessed=True,

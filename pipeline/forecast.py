@@ -14,7 +14,8 @@ from pathlib import Path
 import msgspec
 
 from graftline.components.ingest.spans import list_spans
-from graftline.components.trainer.record import TrainingRecord
+from graftline.components.trainer.config import PhaseConfig
+from graftline.components.trainer.record import Phase, TrainingRecord
 from graftline.pipeline.cost_model import Estimate, fit
 from graftline.pipeline.past_runs import TRAINER, PastRun, images_in, past_runs
 from graftline.pipeline.project import Project
@@ -203,9 +204,7 @@ class _Forecast:
         if made:
             total += fit(made, "features").at(self._to_compute(trainings))
         for phase in phases:
-            past_phases = [
-                (t.train_images, f) for t in trainings for f in t.phases if f.name == phase.name
-            ]
+            past_phases = _like(phase, runs)
             if not past_phases:
                 self._notes.append(
                     f"No run has had a phase {phase.name}: what it takes is not counted."
@@ -313,6 +312,20 @@ class _Forecast:
                     f"Memory does not do for {stage.name}: {stage.peak_mb:,.0f} MB are wanted, the "
                     f"machine has {memory:,.0f}: {knob}."
                 )
+
+
+def _like(phase: PhaseConfig, runs: Sequence[PastRun]) -> list[tuple[int, Phase]]:
+    """Past phases of the same name, else such as train the head alone where this one does.
+
+    Returns:
+        Each with how many images it trained on.
+    """
+    trainings = [(past, past.training) for past in runs if past.training]
+    phases = [(past, t.train_images, one) for past, t in trainings for one in t.phases]
+    named = [(images, one) for _, images, one in phases if one.name == phase.name]
+    if named or phase.fraction or phase.blocks:
+        return named
+    return [(images, one) for past, images, one in phases if one.name in past.head_alone]
 
 
 def _same_network(runs: list[PastRun]) -> list[PastRun]:

@@ -33,6 +33,7 @@ class PastRun(msgspec.Struct, frozen=True, kw_only=True):
         training: what its training did.
         start: seconds outside of nodes.
         same_network: whether it was configured as is planned with.
+        head_alone: names of its phases that trained the head alone.
         trained_backbone: whether the weights that it exported are its own also below the head.
     """
 
@@ -43,6 +44,7 @@ class PastRun(msgspec.Struct, frozen=True, kw_only=True):
     training: TrainingRecord | None
     start: float
     same_network: bool
+    head_alone: frozenset[str]
     trained_backbone: bool
 
 
@@ -73,17 +75,17 @@ def past_runs(project: Project) -> Iterator[PastRun]:
             training=run.training,
             start=_outside(run),
             same_network=_network(run.configuration) == wanted,
-            trained_backbone=_trained_backbone(run),
+            head_alone=frozenset(_head_alone(run)),
+            trained_backbone=run.training is not None
+            and run.training.exported.phase not in set(_head_alone(run)),
         )
 
 
-def _trained_backbone(run: ComparedRun) -> bool:
-    if run.training is None:
-        return False
-    phase = f"trainer.phases.{run.training.exported.phase}"
-    return bool(
-        run.configuration.get(f"{phase}.fraction") or run.configuration.get(f"{phase}.blocks")
-    )
+def _head_alone(run: ComparedRun) -> Iterator[str]:
+    for phase in run.training.phases if run.training else ():
+        key = f"trainer.phases.{phase.name}"
+        if not (run.configuration.get(f"{key}.fraction") or run.configuration.get(f"{key}.blocks")):
+            yield phase.name
 
 
 def _outside(run: ComparedRun) -> float:
