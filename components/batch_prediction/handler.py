@@ -24,6 +24,7 @@ from graftline.components.batch_prediction.output import Output, Part, Plan
 from graftline.components.batch_prediction.tables import PROBABILITIES, Row, Table, part
 from graftline.components.ingest.stages import Meter
 from graftline.components.progress import report
+from graftline.components.trainer.devices import take_gpus
 from graftline.serving.errors import UserError
 from graftline.serving.image_check import Limits, UnusableImage
 from graftline.serving.predictor import Predictor
@@ -45,6 +46,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         feature: with the encoded image, where the source is TFRecords.
         limits: what an image may be.
         batch_size: images per batch; None: what suits the device.
+        devices: numbers of the GPUs to use; None: all, empty: the CPU.
     """
 
     folder: str
@@ -52,6 +54,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     feature: str
     limits: Limits
     batch_size: int | None
+    devices: tuple[int, ...] | None
 
 
 class Model:
@@ -80,8 +83,9 @@ class PartHandler(ModelHandler[int, int, Model]):
     def load_model(self) -> Model:
         """The version, and the batch size to begin with."""
         settings = self._settings()
+        gpus = take_gpus(settings.devices)
         predictor = Predictor(Output(Path(settings.folder)).model, gpu=True)
-        bounds = _GPU_BATCHES if tf.config.list_logical_devices("GPU") else _CPU_BATCHES
+        bounds = _GPU_BATCHES if gpus else _CPU_BATCHES
         fixed = settings.batch_size
         batches = BatchSize(fixed, fixed) if fixed else BatchSize(*bounds)
         return Model(predictor, batches, Meter("predicting", settings.plan.images))

@@ -34,6 +34,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         limits: what an image may be.
         part_size: images per file of the tables.
         batch_size: images that are predicted at once; None: what suits the device.
+        devices: numbers of the GPUs to use; None: all, empty: the CPU.
     """
 
     source: Path
@@ -44,6 +45,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits
     part_size: int
     batch_size: int | None = None
+    devices: tuple[int, ...] | None = None
 
 
 def predict(request: Request, held: Output, options: Sequence[str]) -> Summary:
@@ -68,6 +70,7 @@ def predict(request: Request, held: Output, options: Sequence[str]) -> Summary:
             feature=request.feature,
             limits=request.limits,
             batch_size=request.batch_size,
+            devices=request.devices,
         )
         if missing:
             handler = PartHandler(msgspec.json.encode(settings))

@@ -92,7 +92,7 @@ class Meter:
     """Reports progress now and then."""
 
     def __init__(self, what: str, total: int) -> None:
-        """Takes the beginning of the line, and how many there will be."""
+        """Takes the beginning of the line, and how many there will be, 0 where nobody knows."""
         self._what = what
         self._total = total
         self._done = 0
@@ -105,7 +105,8 @@ class Meter:
         if now - self._last >= _REPORT_EVERY:
             self._last = now
             rate = self._done / (now - self._started)
-            report(f"{self._what}  {self._done}/{self._total}  {rate:.0f} images/s")
+            of = f"/{self._total}" if self._total else ""
+            report(f"{self._what}  {self._done}{of}  {rate:.0f} images/s")
 
 
 def examine_files(sheet: Worksheet, limits: Limits, folder: Path, options: Sequence[str]) -> None:

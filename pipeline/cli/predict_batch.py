@@ -100,6 +100,7 @@ def predict_batch(
                 limits=msgspec.convert(project.config.drop, Limits, from_attributes=True),
                 part_size=part_size,
                 batch_size=batch_size,
+                devices=project.config.trainer.devices,
             )
             options = beam_options(project.config.beam, "predict_batch")
             summary = predict(request, held, options)
