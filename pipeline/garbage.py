@@ -12,6 +12,7 @@ Only to be called while the lock on the runs is held: nothing is under way then.
 from __future__ import annotations
 
 import contextlib
+import errno
 import shutil
 import uuid
 from collections.abc import Collection, Iterable, Iterator
@@ -119,12 +120,21 @@ def remove(project: Project, store: mlmd.MetadataStore | None, found: Iterable[G
     trash.mkdir(parents=True, exist_ok=True)
     for garbage in found:
         if garbage.path.parent != trash:
-            # A store of features that a worker on another machine removes, too, may be gone.
-            with contextlib.suppress(FileNotFoundError):
-                garbage.path.rename(trash / uuid.uuid4().hex)
+            _move(garbage.path, trash / uuid.uuid4().hex)
     if store is not None:
         _mark_deleted(project, store)
     shutil.rmtree(trash)
+
+
+def _move(path: Path, target: Path) -> None:
+    try:
+        path.rename(target)
+    except FileNotFoundError:
+        pass  # a store of features that a worker on another machine removes, too
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.rmtree(path)  # a folder that a person has put on another disk
 
 
 def _mark_deleted(project: Project, store: mlmd.MetadataStore) -> None:

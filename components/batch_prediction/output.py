@@ -16,6 +16,7 @@ import datetime
 import errno
 import os
 import shutil
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -276,7 +277,7 @@ def now() -> str:
 
 
 def _replace(path: Path, content: msgspec.Struct) -> None:
-    staged = path.with_suffix(".tmp")
+    staged = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
     staged.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2))
     sync(staged)
     staged.replace(path)

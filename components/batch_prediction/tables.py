@@ -11,6 +11,7 @@ import csv
 import errno
 import io
 import os
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,7 +50,8 @@ def part(
         columns: names of the columns.
         classes: those of `probabilities`, where that is a column.
     """
-    partial = path.with_name(f".{path.name}{PARTIAL}")
+    # A runner may repeat a part while whoever began it is still at work.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     with _disk_errors():
         table = _KINDS[kind](partial, columns, classes)
         try:
