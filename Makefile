@@ -9,7 +9,8 @@ PYTEST := $(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfi
 # Without compiled modules every process would compile TensorFlow anew, ten seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help environment demo test test-fast test-end-to-end test-current check format lock clean
+.PHONY: help environment demo test test-fast test-end-to-end test-flink test-current check format \
+	lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -28,6 +29,9 @@ test-fast: environment ## the tests that take seconds
 
 test-end-to-end: environment ## the tests that run whole pipelines and real processes
 	$(PYTEST) -m end_to_end
+
+test-flink: environment ## the tests on a real Flink cluster (Java 17, Maven)
+	$(PYTHON) -m pytest -m flink --durations 25
 
 test-current: ## the fast tests and the demo on the current stack, in a Debian 13 tree (root)
 	requirements/debian13.sh test-fast demo

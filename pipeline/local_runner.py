@@ -26,6 +26,7 @@ from tfx.types import standard_artifacts
 
 from graftline.components.data_gate.component import DataBlessing
 from graftline.pipeline.beam.config import BeamConfig
+from graftline.pipeline.beam.failures import explained
 from graftline.pipeline.beam.operator import executor_operators
 from graftline.pipeline.create_pipeline import metadata_connection
 from graftline.pipeline.plan import SpanVersion
@@ -92,18 +93,21 @@ def _run_node(
     began = time.time()
     deployment = runner_utils.extract_local_deployment_config(ir)
     connection = deployment.metadata_connection_config
-    kind = _CacheOnlyLauncher if node.node_info.id in cache_only else launcher.Launcher
-    executed = kind(
+    node_id = node.node_info.id
+    kind = _CacheOnlyLauncher if node_id in cache_only else launcher.Launcher
+    launched = kind(
         pipeline_node=node,
         mlmd_connection=metadata.Metadata(
             getattr(connection, connection.WhichOneof("connection_config"))
         ),
         pipeline_info=ir.pipeline_info,
         pipeline_runtime_spec=ir.runtime_spec,
-        executor_spec=runner_utils.extract_executor_spec(deployment, node.node_info.id),
-        custom_driver_spec=runner_utils.extract_custom_driver_spec(deployment, node.node_info.id),
-        custom_executor_operators=executor_operators(beam, node.node_info.id),
-    ).launch()
+        executor_spec=runner_utils.extract_executor_spec(deployment, node_id),
+        custom_driver_spec=runner_utils.extract_custom_driver_spec(deployment, node_id),
+        custom_executor_operators=executor_operators(beam, node_id),
+    )
+    with explained(beam, node_id):
+        executed = launched.launch()
     if executed is None or executed.execution_id is None:
         return "done"
     [execution] = store.get_executions_by_id([executed.execution_id])
@@ -114,7 +118,7 @@ def _run_node(
         return "cached" if execution.last_update_time_since_epoch < began * 1000 else "done"
     # Inputs that cannot be resolved end in a failed execution, not in an exception.
     raise RuntimeError(
-        f"{node.node_info.id} could not run: its inputs are not there. The log has the details."
+        f"{node_id} could not run: its inputs are not there. The log has the details."
     )
 
 

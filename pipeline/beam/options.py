@@ -8,12 +8,14 @@ from graftline.pipeline.beam.config import WITH_JOB_SERVER, BeamConfig, Stage, S
 
 # What DirectRunner would choose, seconds later.
 _DIRECT = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+_CLUSTER = "graftline.pipeline.beam.runner.ClusterRunner"
 # Without an option that says where workers get their code from, every Beam node of TFX packs all of
 # TFX into a source archive first, for seconds. Our workers have it installed: runners that start no
 # containers ignore the option.
 _CODE_IS_INSTALLED = "installed"
-# How long a worker waits for the next stage of its job. A new one would load TensorFlow again.
-_WORKERS_STAY_MS = 600_000
+# How long a worker waits for more of its job: a new one would load TensorFlow again. It waits after
+# the job's end, too, and keeps its memory.
+_WORKERS_STAY_MS = 30_000
 
 
 def beam_options(config: BeamConfig, stage: Stage) -> list[str]:
@@ -52,7 +54,7 @@ def _direct(processes: int) -> list[str]:
 def _portable(config: BeamConfig) -> list[str]:
     workers = config.workers
     options = [
-        "--runner=PortableRunner",
+        f"--runner={_CLUSTER}",
         f"--job_endpoint={config.job_server}",
         f"--environment_type={workers.start.upper()}",
         f"--environment_cache_millis={_WORKERS_STAY_MS}",

@@ -14,6 +14,8 @@ import msgspec
 
 from graftline.components.ingest.spans import SPLITS, Span, Summary, list_spans
 from graftline.pipeline import run_record
+from graftline.pipeline.beam.check import check_beam
+from graftline.pipeline.beam.failures import explained
 from graftline.pipeline.beam.options import beam_options
 from graftline.pipeline.cli.project_command import project_command
 from graftline.pipeline.project import Project
@@ -45,16 +47,19 @@ def drop(
         console.progress("loading TensorFlow and Beam")
         from graftline.components.ingest.drop import drop as take_in
 
-        taken = take_in(
-            source,
-            project.spans,
-            project.quarantine,
-            project.config.drop,
-            classes,
-            span=span,
-            version=version,
-            beam_options=beam_options(project.config.beam, "drop"),
-        )
+        beam = project.config.beam
+        check_beam(beam, [project.spans], stages=["drop"], sources=[source.resolve()])
+        with explained(beam, "drop", afterwards="Nothing was taken in: drop again then."):
+            taken = take_in(
+                source,
+                project.spans,
+                project.quarantine,
+                project.config.drop,
+                classes,
+                span=span,
+                version=version,
+                beam_options=beam_options(beam, "drop"),
+            )
     summary = taken.summary
     if as_json:
         print(json.dumps(_as_data(taken, None, None), indent=2, ensure_ascii=False))

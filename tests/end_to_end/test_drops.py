@@ -63,7 +63,7 @@ def test_hostile_files_are_all_named_in_bounded_memory(shared_data, tmp_path):
     assert told["ignored"] == 1 + sum(path.is_file() for path in source.iterdir())
 
 
-BUILDING = "spans/.graftline/building"
+BUILDING = "spans/.graftline/building/*"
 LISTING = f"{BUILDING}/worksheet.sqlite"
 EXAMINING = f"{BUILDING}/outcomes"
 PLANNING = f"{BUILDING}/listings/train-*"

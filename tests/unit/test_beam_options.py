@@ -36,7 +36,7 @@ def test_several_processes_of_this_machine_divide_a_stage():
 
 def test_flink_is_reached_through_its_job_server_and_starts_the_installed_worker():
     options = beam_options(section(**FLINK), "Transform")
-    assert given(options, "--runner") == "PortableRunner"
+    assert given(options, "--runner") == "graftline.pipeline.beam.runner.ClusterRunner"
     assert given(options, "--job_endpoint") == "flink:8099"
     assert given(options, "--parallelism") == "4"
     assert given(options, "--environment_type") == "PROCESS"
