@@ -312,7 +312,7 @@ def _check_weights(project: Project) -> None:
 
 def _check_beam(project: Project, *, quiet: bool) -> None:
     beam = project.config.beam
-    nodes = [stage for stage in STAGES if stage != "drop"]
+    nodes = [stage for stage in STAGES if stage not in ("drop", "predict_batch")]
     if {beam.runner_of(node) for node in nodes} == {"direct"}:
         return
     # The version in service is the baseline: the Evaluator reads it where it is.

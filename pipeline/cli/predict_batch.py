@@ -13,6 +13,8 @@ from graftline.components.batch_prediction import output as outputs
 from graftline.components.batch_prediction.output import Summary
 from graftline.components.batch_prediction.tables import SUFFIXES
 from graftline.components.ingest import sources
+from graftline.pipeline.beam.check import check_beam
+from graftline.pipeline.beam.failures import explained
 from graftline.pipeline.beam.options import beam_options
 from graftline.pipeline.cli.project_command import project_command
 from graftline.pipeline.console import Console
@@ -20,6 +22,8 @@ from graftline.pipeline.project import Project
 from graftline.serving.base_path import BasePath
 from graftline.serving.errors import UserError
 from graftline.serving.image_check import Limits
+
+_AFTERWARDS = "Parts that are finished are kept: the same command goes on with the others."
 
 
 @project_command("predict-batch")
@@ -102,8 +106,10 @@ def predict_batch(
                 batch_size=batch_size,
                 devices=project.config.trainer.devices,
             )
-            options = beam_options(project.config.beam, "predict_batch")
-            summary = predict(request, held, options)
+            beam = project.config.beam
+            check_beam(beam, [held.folder], stages=["predict_batch"], sources=[source])
+            with explained(beam, "predict_batch", afterwards=_AFTERWARDS):
+                summary = predict(request, held, beam_options(beam, "predict_batch"))
     _show(summary, output, as_json, time.monotonic() - began)
 
 
