@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -108,6 +109,7 @@ class _TakingIn:
         number: int,
         version: int,
     ) -> None:
+        self._began = time.monotonic()
         self._source = source
         self._spans = spans
         self._place = place
@@ -164,6 +166,7 @@ class _TakingIn:
             near_duplicates=sheet.resembling(),
             warnings=tuple(_warnings(sheet.counts(), classes)),
             shards=hashes,
+            seconds=round(time.monotonic() - self._began, 2),
         )
         (self._place.version / SUMMARY).write_bytes(
             msgspec.json.format(msgspec.json.encode(summary), indent=2)
