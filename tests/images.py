@@ -17,6 +17,7 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
+from typing import TextIO
 
 import pytest
 
@@ -100,7 +101,7 @@ class Build:
 
     def __init__(self, dockerfile: Path, folder: Path, **arguments: str) -> None:
         self._stages = stages(dockerfile)
-        self._folder = folder
+        self.folder = folder
         self._given = arguments
         self._context = folder / "context"
         self._built: dict[str, Stage] = {}
@@ -120,7 +121,7 @@ class Build:
         if name not in self._built:
             first, *others = self._stages[name]
             origin = Template(first.value.split()[0]).substitute(self._defaults)
-            upper = self._folder / name
+            upper = self.folder / name
             upper.mkdir()
             if origin in self._stages:
                 base = self.stage(origin)
@@ -147,23 +148,23 @@ class Build:
             self._built[name] = built
         return self._built[name]
 
-    def run(
-        self, name: str, *command: str, host: str = "", **environment: str
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, name: str, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Runs a command as a container of this stage would: its user, folder, environment."""
         stage = self.stage(name)
         script = f"exec {shlex.join(self.entering(stage, *command, **environment))}"
-        return self._mounted(stage, f"{host}\n{script}")
+        return self._mounted(stage, script)
 
-    def start(self, name: str, *command: str, **environment: str) -> subprocess.Popen[str]:
+    def start(
+        self, name: str, *command: str, output: TextIO, **environment: str
+    ) -> subprocess.Popen[bytes]:
         """Starts a command as `run` does, in a process group of its own."""
         stage = self.stage(name)
         script = f"exec {shlex.join(self.entering(stage, *command, **environment))}"
         return subprocess.Popen(
             self._mounting(stage, script),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
         )
 
@@ -260,11 +261,11 @@ class Build:
 
     def _mounting(self, stage: Stage, script: str) -> list[str]:
         """Runs a script in a namespace of mounts in which `root` is the stage."""
-        work = self._folder / "work"
+        work = self.folder / "work"
         work.mkdir(exist_ok=True)
         upper, *lower = stage.layers
         lines = [
-            f"cd {shlex.quote(str(self._folder))}",
+            f"cd {shlex.quote(str(self.folder))}",
             "mount -t tmpfs tmpfs work",
             "mkdir work/root",
             f"mkdir -p {upper.name}.work",
