@@ -24,7 +24,7 @@ from graftline.pipeline.config import (
     write_config,
 )
 from graftline.pipeline.console import Console
-from graftline.pipeline.execution import Execution, Request
+from graftline.pipeline.execution import Execution, Request, candidate_gone
 from graftline.pipeline.plan import Plan
 from graftline.pipeline.project import Project
 from graftline.pipeline.run_record import NodeRecord, RunRecord
@@ -282,23 +282,12 @@ class _Step:
         [node] = [e.pipeline_node for e in ir.nodes if e.pipeline_node.node_info.id == self._name]
         connection = store.connection(self._project, cluster=True)
         metadata = store.open_store(connection)
-        self._clean = lambda: store.clean_after_kill(
-            store.open_store(connection),
-            self._project.artifacts,
-            launch.executions_of(store.open_store(connection), node),
-        )
-        if self._clean():
-            self._console.line(f"  cleaned up after {self._name}, which was cut off")
         self._note("running")
-        if self._name != "Trainer":  # which takes those that it is told to
-            from graftline.components.trainer.devices import take_gpus
-
-            take_gpus(None)
         try:
-            if self._name == "Trainer" and self._in_other_pods:
+            if self._is_elsewhere:
                 state = self._train_in_other_pods(connection, node)
             else:
-                state = launch.run_node(ir, node, connection)
+                state = self._execute(ir, node, connection)
             gate = GATES.get(self._name)
             if gate:
                 outcome.judge(self._project, self._record, self._console, gate)
@@ -310,12 +299,39 @@ class _Step:
         self._note(state)
         return PASSED
 
+    def _execute(
+        self,
+        ir: pipeline_pb2.Pipeline,
+        node: pipeline_pb2.PipelineNode,
+        connection: metadata_store_pb2.ConnectionConfig,
+    ) -> str:
+        from graftline.components.trainer.devices import take_gpus
+        from graftline.pipeline import launch, store
+
+        def clean() -> list[str]:
+            metadata = store.open_store(connection)
+            mine = launch.executions_of(metadata, node)
+            return store.clean_after_kill(metadata, self._project.artifacts, mine)
+
+        if clean():
+            self._console.line(f"  cleaned up after {self._name}, which was cut off")
+        self._clean = clean
+        if self._name != "Trainer":  # which takes those that it is told to
+            take_gpus(None)
+        # A candidate that was judged is published as it is; another one is not let through for it.
+        cache_only = ("Trainer",) if self._record.took_up else ()
+        try:
+            return launch.run_node(ir, node, connection, cache_only)
+        except launch.NotInCache as error:
+            raise candidate_gone(self._record.took_up) from error
+
     @property
-    def _in_other_pods(self) -> bool:
+    def _is_elsewhere(self) -> bool:
         """Whether this step has a TFJob train, whose chief comes here too, with its TF_CONFIG."""
         from graftline.components.trainer.cluster import cluster_size
 
-        return self._project.config.kubeflow.training_pods > 1 and cluster_size() == 1
+        several = self._name == "Trainer" and self._project.config.kubeflow.training_pods > 1
+        return several and not self._record.took_up and cluster_size() == 1
 
     def _train_in_other_pods(
         self,
