@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -264,17 +266,36 @@ def test_a_task_manager_lost_for_good_fails_the_node_and_the_run_can_be_resumed(
     assert BasePath(there / "serving" / "blobs").in_service() == 2
 
 
+def test_an_interrupted_drop_takes_its_job_back(there, cluster, tmp_path):
+    images = str(draw(tmp_path / "images", 12, seed=4))
+    dropping = Command(there, "drop", images, "beam.probe=false")
+    job = _job_at_work(cluster)
+
+    os.kill(dropping.process.pid or 0, signal.SIGINT)
+
+    assert dropping.wait() == 130, dropping.output
+    until(lambda: cluster.ask(f"/jobs/{job}")["state"] == "CANCELED", "the end of the job")
+    assert len(list_spans(there / "spans")) == 2
+
+
 def _kill_at_work(cluster: FlinkCluster, number: int) -> None:
     """Kills a TaskManager once a job is being worked on."""
-    before = {job["jid"] for job in cluster.ask("/jobs/overview")["jobs"]}
-
-    def working() -> bool:
-        jobs = cluster.ask("/jobs/overview")["jobs"]
-        return any(job["jid"] not in before and job["tasks"]["running"] > 0 for job in jobs)
-
-    until(working, "a job")
+    _job_at_work(cluster)
     time.sleep(1.0)  # both TaskManagers start their workers
     cluster.kill_task_manager(number)
+
+
+def _job_at_work(cluster: FlinkCluster) -> str:
+    """The id of the next job, once it is being worked on."""
+    before = {job["jid"] for job in cluster.ask("/jobs/overview")["jobs"]}
+
+    def working() -> str | None:
+        for job in cluster.ask("/jobs/overview")["jobs"]:
+            if job["jid"] not in before and job["tasks"]["running"]:
+                return str(job["jid"])
+        return None
+
+    return str(until(working, "a job"))
 
 
 def test_too_little_network_memory_is_told_with_the_setting(there, cluster, tmp_path):
