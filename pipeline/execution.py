@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from graftline.components import memory
 from graftline.components.verdict import Verdict
-from graftline.pipeline import memory, planning, run_record, tuned
+from graftline.pipeline import planning, run_record, tuned
 from graftline.pipeline.console import Console
 from graftline.pipeline.plan import FILE_NAME as PLAN_NAME
 from graftline.pipeline.plan import Plan, SpanVersion
