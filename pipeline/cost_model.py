@@ -116,6 +116,12 @@ def fit(points: Sequence[tuple[float, float]], usual: str = "") -> Line:
     )
 
 
+def fit_memory(points: Sequence[tuple[float, float]]) -> Line:
+    """The same of memory, which sizes that hardly differ do not tell to grow."""
+    line = fit(points)
+    return msgspec.structs.replace(line, slope=0.0, fixed=0.0) if line.guessed else line
+
+
 def _least_squares(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Fixed part and slope, neither negative, with the least sum of squared relative errors."""
     weights = [1 / max(y, 1e-3) ** 2 for _, y in points]

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from graftline.pipeline import memory, outcome, planning, run_record, tuned
+from graftline.components import memory
+from graftline.pipeline import outcome, planning, run_record, tuned
 from graftline.pipeline.console import Console
 from graftline.pipeline.plan import FILE_NAME as PLAN_NAME
 from graftline.pipeline.plan import Plan, SpanVersion

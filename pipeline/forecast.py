@@ -16,7 +16,7 @@ import msgspec
 from graftline.components.ingest.spans import list_spans
 from graftline.components.trainer.config import PhaseConfig
 from graftline.components.trainer.record import Phase, TrainingRecord
-from graftline.pipeline.cost_model import Estimate, fit
+from graftline.pipeline.cost_model import Estimate, fit, fit_memory
 from graftline.pipeline.past_runs import TRAINER, PastRun, images_in, past_runs
 from graftline.pipeline.project import Project
 from graftline.serving.base_path import BasePath
@@ -160,7 +160,8 @@ class _Forecast:
         larger = self._size / self._known_size
         if drops:
             line = fit([(s.images, s.seconds) for s in drops], "drop")
-            yield "drop", line.at(self._images, larger), 0.0, bytes_of_drop
+            peak = self._highest([(s.images, s.peak_mb) for s in drops])
+            yield "drop", line.at(self._images, larger), peak, bytes_of_drop
         start = [past.start for past in self._past]
         yield "start", fit([(0.0, seconds) for seconds in start]).at(0), 0.0, 0.0
         for name in dict.fromkeys(name for past in self._past for name in past.nodes):
@@ -246,14 +247,14 @@ class _Forecast:
         return float(_bytes_below(base.folder())) if base.in_service() is not None else 0.0
 
     def _peak(self, name: str) -> float:
-        """The highest so far; growth with the images is added where the runs show it."""
-        points = [(p.new, p.nodes[name][1]) for p in self._past if p.nodes.get(name, (0, 0))[1]]
+        return self._highest([(p.new, p.nodes.get(name, (0, 0))[1]) for p in self._past])
+
+    def _highest(self, peaks: Sequence[tuple[int, int]]) -> float:
+        """The highest memory so far; growth with the images is added where the runs show it."""
+        points = [(images, float(peak)) for images, peak in peaks if peak]
         if not points:
             return 0.0
-        highest = float(max(peak for _, peak in points))
-        if len({amount for amount, _ in points}) == 1:
-            return highest
-        return max(highest, fit(points).at(self._images).value)
+        return max(max(peak for _, peak in points), fit_memory(points).at(self._images).value)
 
     def _judged(self) -> float:
         models = 2 if BasePath(self._project.base_path).in_service() is not None else 1

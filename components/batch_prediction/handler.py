@@ -33,6 +33,10 @@ from graftline.serving.predictor import Predictor
 _CPU_BATCHES = (16, 64)
 _GPU_BATCHES = (32, 1024)
 _WARM_UP_SIZE = 64  # pixels
+# Images that are read before it is their turn.
+_MOST_AHEAD = 256
+# A batch has at most as many pixels as so many of the largest images that are allowed.
+_PIXELS = 4
 _COLUMNS = ("id", "file", "label", "probability", PROBABILITIES, "version")
 _BAD_COLUMNS = ("file", "reason", "detail")
 
@@ -138,7 +142,7 @@ class _PartPrediction:
             plan.kind,
             self._settings.feature,
             self._settings.limits,
-            ahead=2 * self._model.batches.size,
+            ahead=min(2 * self._model.batches.size, _MOST_AHEAD),
         )
         target = output.part_file("predictions", self._number, plan)
         with part(target, plan.format, _COLUMNS, self._model.classes) as table:
@@ -157,8 +161,8 @@ class _PartPrediction:
             )
 
     def _batches(self, images: Iterator[Read]) -> Iterator[list[Read]]:
-        """Batches of what can be read, with no more pixels at once than one image may have."""
-        most = self._settings.limits.max_pixels
+        """Batches of what can be read, whose pixels are bounded as well as their number."""
+        most = _PIXELS * self._settings.limits.max_pixels
         batch: list[Read] = []
         pixels = 0
         for image in images:

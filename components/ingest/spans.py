@@ -38,6 +38,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
         warnings: what a person should know, in sentences.
         shards: SHA-256 of every TFRecord file, by its path below the version.
         seconds: how long it took, imports apart; 0: not measured.
+        peak_mb: highest memory of the process; 0: not measured.
     """
 
     source: str
@@ -53,6 +54,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
     shards: dict[str, str] = {}
     seconds: float = 0.0
+    peak_mb: int = 0
 
     @property
     def per_class(self) -> dict[str, int]:

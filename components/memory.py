@@ -1,4 +1,4 @@
-"""Peak memory of this process, node by node."""
+"""Peak memory of this process, stage by stage."""
 
 from __future__ import annotations
 
