@@ -140,7 +140,9 @@ class ApiConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     ] = ""
     ca_file: Annotated[
         str,
-        Meta(description="PEM file of the authority that signed its certificate; empty: a known."),
+        Meta(
+            description="PEM file of the authority that signed its certificate; empty: public ones."
+        ),
     ] = ""
     namespace: Annotated[
         str,

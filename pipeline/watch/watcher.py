@@ -94,6 +94,8 @@ class Watcher:
             entry = self._ledger.find(arrival.key)
             if entry is not None and not entry.ended:
                 break  # what comes after it waits its turn, as it waits for its next try
+        if not codes:
+            self._say("", "there is no complete drop that was not taken before")
         if any(arrival.manifest and arrival.problem for _, arrival, _ in self._found.values()):
             codes.add(_MISTAKE)
         return _INTERRUPTED if self._commands.stopping.is_set() else min(codes - {0}, default=0)

@@ -19,6 +19,7 @@ from aiosmtpd.smtp import AuthResult, LoginPassword
 
 from certificates import Authority
 from graftline.components.verdict import Check, Verdict
+from graftline.kubeflow import steps
 from graftline.pipeline import run_record
 from graftline.pipeline.config import Config, load_config, override, write_config
 from graftline.pipeline.notify.config import EmailConfig, NotifyConfig, WebhookConfig
@@ -105,6 +106,18 @@ def test_a_run_on_a_cluster_that_broke_off_has_failed_and_its_page_is_linked(tmp
     assert notice
     assert notice.event == "failed"
     assert notice.links["run on the cluster"] == "https://kfp.example/pipeline/#/runs/details/4f1c"
+
+
+def test_the_last_step_on_a_cluster_tells_how_the_run_came_out(tmp_path, capsys):
+    project, record = a_run(tmp_path, run_record.RUNNING, cluster="4f1c", lease_minutes=9)
+    with webhook() as hook:
+        config = override(project.config, [f"notify.webhook.url={hook.url}"])
+        write_config(config, project.runs / record.run_id / "config.yaml")
+        steps.end(tmp_path, project.runs, "4f1c")
+    [told] = [request.notice for request in hook.received]
+    assert told["event"] == "failed"
+    assert "a step was ended before it could say why" in told["text"]
+    assert "run-0003: interrupted" in capsys.readouterr().out
 
 
 def test_the_link_of_the_ci_job_is_told(tmp_path, monkeypatch):
