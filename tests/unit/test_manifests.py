@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import yaml
 
-from deployment import MANIFESTS, REPOSITORY, kustomized, named, pod_templates, run, tool
+from deployment import MANIFESTS, REPOSITORY, kustomized, named, pod_templates
 from graftline.pipeline.beam.config import BeamConfig
 from graftline.pipeline.kubeflow_config import (
     PASSWORD_VARIABLE,
@@ -382,10 +382,3 @@ def test_beside_kubeflow_itself_nothing_binds_the_whole_namespace(standalone):
     assert not kinds & {"Namespace", "ResourceQuota", "LimitRange"}
     for policy in named(standalone, "NetworkPolicy").values():
         assert policy["spec"]["podSelector"].get("matchLabels")
-
-
-def test_scripts_of_the_database_pass_shellcheck():
-    scripts = sorted((MANIFESTS / "base/metadata").glob("*.sh"))
-    assert len(scripts) == 2
-    done = run(tool("shellcheck", "the development tools"), *scripts)
-    assert done.returncode == 0, done.stdout
