@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import time
@@ -30,15 +31,16 @@ SYSTEM = r"lib(c|dl|gcc_s|m|pthread|rt|stdc\+\+|util|z)\.so\.\d+"
 
 
 @pytest.fixture(scope="module")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
+def build(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Build]:
     reason = can_build()
     if reason:
         pytest.skip(reason)
-    build = Build(
-        REPOSITORY / "kubeflow" / "Dockerfile", tmp_path_factory.mktemp("images"), REVISION="abc"
-    )
+    folder = tmp_path_factory.mktemp("images")
+    build = Build(REPOSITORY / "kubeflow" / "Dockerfile", folder)
     build.stage("training")
-    return build
+    yield build
+    # Gigabytes, which pytest would keep for three runs.
+    shutil.rmtree(folder)
 
 
 def names(text: str) -> dict[str, str]:
