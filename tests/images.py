@@ -14,6 +14,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
@@ -359,5 +360,12 @@ def can_build() -> str:
         return "requirements/debian13.sh has made no Debian 13 tree here"
     mount = "mount -t tmpfs tmpfs /mnt && cd /mnt && mkdir a b c d && "
     mount += "mount -t overlay overlay -o lowerdir=a,upperdir=b,workdir=c d"
-    done = subprocess.run(["unshare", "--mount", "sh", "-c", mount], capture_output=True)
-    return "" if done.returncode == 0 else "this root may not mount an overlay"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", mount], capture_output=True, check=False
+    )
+    if done.returncode != 0:
+        return "this root may not mount an overlay"
+    uv = Path(sys.executable).with_name("uv")
+    asked = [uv, "pip", "compile", "--quiet", "--no-cache", "--no-deps", "-"]
+    done = subprocess.run(asked, input=b"uv", capture_output=True, check=False)
+    return "" if done.returncode == 0 else "the package index cannot be reached"
