@@ -178,7 +178,7 @@ class Build:
         variables = [f"{name}={value}" for name, value in given.items()]
         inner = ["sh", "-c", f'cd {shlex.quote(stage.folder)} && exec "$@"', "sh", *command]
         enter = ["chroot", f"--userspec={stage.user}", f"--groups={stage.user.partition(':')[2]}"]
-        return ["env", "-i", *variables, *enter, "root", *inner]
+        return [*enter, "root", "/usr/bin/env", "-i", *variables, *inner]
 
     def _execute(self, stage: Stage, instruction: Instruction) -> None:
         known = {**stage.arguments, **stage.environment}
