@@ -26,7 +26,11 @@ from graftline.components.settings import set_value
 from graftline.components.trainer.backbones import registry
 from graftline.components.trainer.config import ImageConfig, TrainerConfig
 from graftline.components.tuner.config import TunerConfig
+from graftline.pipeline.beam.config import BeamConfig
 from graftline.pipeline.kubeflow_config import KubeflowConfig
+from graftline.pipeline.notify.config import NotifyConfig
+from graftline.pipeline.prices import PricesConfig
+from graftline.pipeline.watch.config import WatchConfig
 from graftline.serving.config import ServingConfig
 from graftline.serving.errors import UserError
 from graftline.serving.gateway.config import GatewayConfig
@@ -52,6 +56,14 @@ class PathsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     schema: Annotated[
         str, Meta(min_length=1, description="The curated schema: review it, commit it.")
     ] = "schema/schema.pbtxt"
+    drops: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="Where `graftline watch` looks for drops: a folder each, complete once its "
+            "manifest is there.",
+        ),
+    ] = "drops"
     spans: Annotated[
         str, Meta(min_length=1, description="Drops as TFRecords: span-<N>/version-<M>.")
     ] = "spans"
@@ -91,22 +103,6 @@ class WindowConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = None
 
 
-class BeamConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How Beam stages run."""
-
-    options: Annotated[
-        tuple[str, ...],
-        Meta(
-            description="Options of the Beam runner, word for word. FnApiRunner is what "
-            "DirectRunner would choose, seconds later."
-        ),
-    ] = (
-        "--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner",
-        "--direct_running_mode=in_memory",
-        "--direct_num_workers=1",
-    )
-
-
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole configuration."""
 
@@ -123,7 +119,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     serving: ServingConfig = ServingConfig()
     beam: BeamConfig = BeamConfig()
     gateway: GatewayConfig = GatewayConfig()
+    notify: NotifyConfig = NotifyConfig()
+    watch: WatchConfig = WatchConfig()
     kubeflow: KubeflowConfig = KubeflowConfig()
+    prices: PricesConfig = PricesConfig()
 
     def __post_init__(self) -> None:
         """Refuses sections that do not go together.

@@ -20,6 +20,7 @@ _Cpu = Annotated[str, Meta(pattern=r"^[0-9]+(\.[0-9]+)?m?$")]
 _Memory = Annotated[str, Meta(pattern=r"^[0-9]+(\.[0-9]+)?(K|Ki|M|Mi|G|Gi|T|Ti)?$")]
 
 USER_VARIABLE = "GRAFTLINE_METADATA_USER"
+TOKEN_VARIABLE = "GRAFTLINE_KUBEFLOW_TOKEN"
 PASSWORD_VARIABLE = "GRAFTLINE_METADATA_PASSWORD"
 
 
@@ -118,6 +119,44 @@ class MetadataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ] = "graftline-metadata"
 
 
+class ApiConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where Kubeflow Pipelines is asked: for `submit`, `schedule` and `status`."""
+
+    address: Annotated[
+        str,
+        Meta(
+            pattern=r"^(https?://[^\s?#]+)?$",
+            description="Address of the API: https://HOST, with the path that a gateway in front "
+            "of it adds, such as /pipeline. Empty: the environment variable KF_PIPELINES_ENDPOINT.",
+        ),
+    ] = ""
+    token_file: Annotated[
+        str,
+        Meta(
+            description="File with the bearer token, read anew at every request. Empty: the "
+            f"environment variable {TOKEN_VARIABLE}; in a pod the token that is mounted for "
+            "Kubeflow Pipelines."
+        ),
+    ] = ""
+    ca_file: Annotated[
+        str,
+        Meta(
+            description="PEM file of the authority that signed its certificate; empty: public ones."
+        ),
+    ] = ""
+    namespace: Annotated[
+        str,
+        Meta(
+            pattern=r"^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)?$",
+            description="Whose runs they are, where Kubeflow has several users; else empty.",
+        ),
+    ] = ""
+    experiment: Annotated[str, Meta(description="Groups the runs; empty: the model's name.")] = ""
+    service_account: Annotated[
+        str, Meta(description="As which the steps run; empty: the cluster's default.")
+    ] = ""
+
+
 class KubeflowConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Runs on Kubeflow Pipelines: where the steps run and what they get."""
 
@@ -144,6 +183,7 @@ class KubeflowConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         Meta(description="Secrets whose values every step has as environment variables."),
     ] = ()
     metadata: MetadataConfig = MetadataConfig()
+    api: ApiConfig = ApiConfig()
     lease_minutes: Annotated[
         int,
         Meta(

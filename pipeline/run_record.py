@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import os
 import tempfile
 import time
@@ -22,6 +21,7 @@ import msgspec
 from graftline.components.verdict import GATES
 from graftline.pipeline.plan import SpanVersion
 from graftline.serving.errors import UserError
+from graftline.serving.file_system import is_held
 
 FILE_NAME = "run.json"
 LOG_NAME = "run.log"
@@ -37,11 +37,19 @@ INTERRUPTED = "interrupted"
 
 
 class NodeRecord(msgspec.Struct, kw_only=True):
-    """One node of a run: how it ended (`done`, `cached`, `failed`, `running`) and its seconds."""
+    """One node of a run.
+
+    Attributes:
+        id: its name.
+        state: how it ended: `done`, `cached`, `failed`, or `running`.
+        seconds: how long it took.
+        peak_mb: highest memory of the process that ran it, without its children; 0: not measured.
+    """
 
     id: str
     state: str
     seconds: float = 0.0
+    peak_mb: int = 0
 
 
 class RunRecord(msgspec.Struct, kw_only=True):
@@ -195,7 +203,7 @@ def lock(runs: Path, cluster: str = "") -> AbstractContextManager[object]:
 
 def _under_way(runs: Path, record: RunRecord | None) -> UserError:
     if record is None:
-        who = "it has just begun"
+        who = "it has just begun, or is `graftline gc`"
     elif record.cluster:
         who = (
             f"{record.run_id} (run {record.cluster} of Kubeflow Pipelines, since {record.started}; "
@@ -249,14 +257,4 @@ def _silence(runs: Path, record: RunRecord) -> float:
 
 def is_locked(runs: Path) -> bool:
     """Whether a run is under way; whoever may read the folder may ask."""
-    try:
-        probe = os.open(runs / LOCK_NAME, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(probe, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(probe)
-    return False
+    return is_held(runs / LOCK_NAME)

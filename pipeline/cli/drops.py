@@ -14,8 +14,12 @@ import msgspec
 
 from graftline.components.ingest.spans import SPLITS, Span, Summary, list_spans
 from graftline.pipeline import run_record
+from graftline.pipeline.beam.check import check_beam
+from graftline.pipeline.beam.failures import explained
+from graftline.pipeline.beam.options import beam_options
 from graftline.pipeline.cli.project_command import project_command
 from graftline.pipeline.project import Project
+from graftline.serving.errors import Rejected
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,6 +39,7 @@ def drop(
     """Take labelled images in: a folder per class, a manifest, or TFRecords."""
     from graftline.components.ingest import sources
     from graftline.pipeline.console import Console
+    from graftline.pipeline.notify.tell import tell_rejected
     from graftline.schemas import curated
 
     classes = curated.classes(curated.read(project.schema))
@@ -44,16 +49,23 @@ def drop(
         console.progress("loading TensorFlow and Beam")
         from graftline.components.ingest.drop import drop as take_in
 
-        taken = take_in(
-            source,
-            project.spans,
-            project.quarantine,
-            project.config.drop,
-            classes,
-            span=span,
-            version=version,
-            beam_options=project.config.beam.options,
-        )
+        beam = project.config.beam
+        check_beam(beam, [project.spans], stages=["drop"], sources=[source.resolve()])
+        try:
+            with explained(beam, "drop", afterwards="Nothing was taken in: drop again then."):
+                taken = take_in(
+                    source,
+                    project.spans,
+                    project.quarantine,
+                    project.config.drop,
+                    classes,
+                    span=span,
+                    version=version,
+                    beam_options=beam_options(beam, "drop"),
+                )
+        except Rejected as error:
+            tell_rejected(project, source, str(error))
+            raise
     summary = taken.summary
     if as_json:
         print(json.dumps(_as_data(taken, None, None), indent=2, ensure_ascii=False))

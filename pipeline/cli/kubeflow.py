@@ -9,6 +9,9 @@ from graftline.pipeline.cli.lazy_group import LazyGroup
 # In the order in which a project meets them.
 _COMMANDS = {
     "compile": "kubeflow_package",
+    "submit": "kubeflow_runs",
+    "schedule": "kubeflow_runs",
+    "status": "kubeflow_runs",
 }
 
 

@@ -16,7 +16,7 @@ import click
 from graftline.pipeline.cli.lazy_group import LazyGroup
 from graftline.pipeline.console import latest_log
 from graftline.pipeline.project import Project
-from graftline.serving.errors import Refused, UserError
+from graftline.serving.errors import Refused, Rejected, UserError
 
 # In the order in which a project meets them.
 _COMMANDS = {
@@ -28,9 +28,14 @@ _COMMANDS = {
     "tune": "runs",
     "resume": "runs",
     "work": "work",
+    "watch": "watch",
+    "notify": "notify",
     "status": "runs",
     "runs": "comparison",
     "predict": "predict",
+    "predict-batch": "predict_batch",
+    "plan": "plan",
+    "gc": "gc",
     "serve": "serve",
     "gateway": "gateway",
     "versions": "versions",
@@ -72,7 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(arguments, {"error": error.format_message()}, 2)
     except UserError as error:
         print(error, file=sys.stderr)
-        _fail(arguments, {"error": str(error)}, 2)
+        rejected = {"rejected": True} if isinstance(error, Rejected) else {}
+        _fail(arguments, {"error": str(error), **rejected}, 2)
     except Refused as refusal:
         print(refusal, file=sys.stderr)
         _fail(arguments, {"refused": str(refusal), "verdict": refusal.verdict}, 3)
