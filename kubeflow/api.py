@@ -71,6 +71,7 @@ class Api:
         if "://" not in address:
             address = f"https://{address}"
         self.address = address.rstrip("/")
+        self._page = config.page.rstrip("/") or self.address
         self.namespace = config.namespace
         self._token_file = (
             root / Path(config.token_file).expanduser() if config.token_file else None
@@ -87,7 +88,7 @@ class Api:
 
     def run_page(self, run_id: str) -> str:
         """Address of a run's page for people."""
-        return f"{self.address}/#/runs/details/{run_id}"
+        return f"{self._page}/#/runs/details/{run_id}"
 
     def find_pipeline(self, name: str) -> Message | None:
         """The pipeline of a name."""

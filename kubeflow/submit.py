@@ -141,6 +141,10 @@ def submit(
         say(f"Uploaded {package.path.name} as version {package.revision}")
         if schedule.renew(api, project, where.experiment_id, where.pipeline_id, version_id):
             say("The schedule was made anew with it")
+    scheduled = schedule.find(api, project, where.experiment_id)
+    if scheduled and not any(one.enabled for one in scheduled):
+        # By a person, or because replacing it was interrupted.
+        say("Note: the schedule is paused. Resume it: graftline kubeflow schedule --resume")
     made = api.create_run(
         {
             "display_name": name or _name(project, wanted),

@@ -86,9 +86,9 @@ def notice_of_run(project: Project, record: RunRecord, links: Mapping[str, str])
     else:
         return None
     found = {"folder of the run": str(folder), "log": str(folder / run_record.LOG_NAME)}
-    if record.cluster and project.config.kubeflow.api.address:
-        address = project.config.kubeflow.api.address.rstrip("/")
-        found["run on the cluster"] = f"{address}/#/runs/details/{record.cluster}"
+    page = project.config.kubeflow.api.run_page(record.cluster)
+    if record.cluster and page:
+        found["run on the cluster"] = page
     if record.published_version is not None:
         found["version"] = str(project.base_path / str(record.published_version))
     event = record.state if record.state in EVENTS else run_record.FAILED

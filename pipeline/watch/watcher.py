@@ -228,7 +228,7 @@ class Watcher:
         if not self._submit:
             return ["run", *span]
         # Under this name a run that is under way already is found again.
-        name = f"{entry.name}-{arrival.manifest[:8]}"
+        name = f"{entry.name}-{arrival.manifest[:8]}-span-{entry.span}"
         return ["kubeflow", "submit", "--wait", "--name", name, *span]
 
     def _drop_failed(self, arrival: Arrival, entry: Entry, answer: Answer) -> int:

@@ -108,6 +108,13 @@ def test_a_run_on_a_cluster_that_broke_off_has_failed_and_its_page_is_linked(tmp
     assert notice.links["run on the cluster"] == "https://kfp.example/pipeline/#/runs/details/4f1c"
 
 
+def test_an_address_that_only_pods_know_is_no_link(tmp_path):
+    inside = override(Config(), ["kubeflow.api.address=http://ml-pipeline.kubeflow:8888"])
+    assert inside.kubeflow.api.run_page("7") == ""
+    told = override(inside, ["kubeflow.api.page=https://kfp.example/"])
+    assert told.kubeflow.api.run_page("7") == "https://kfp.example/#/runs/details/7"
+
+
 def test_the_last_step_on_a_cluster_tells_how_the_run_came_out(tmp_path, capsys):
     project, record = a_run(tmp_path, run_record.RUNNING, cluster="4f1c", lease_minutes=9)
     with webhook() as hook:
