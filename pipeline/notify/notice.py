@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -60,13 +60,12 @@ class Notice(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.json.encode({**msgspec.to_builtins(self), "text": self.in_words()})
 
 
-def notice_of_run(project: Project, record: RunRecord, links: Mapping[str, str]) -> Notice | None:
+def notice_of_run(project: Project, record: RunRecord) -> Notice | None:
     """What there is to tell about a run that came to its end.
 
     Args:
         project: the project.
         record: the run's record.
-        links: further links, such as that of the run on a cluster.
 
     Returns:
         None where there is nothing: it was interrupted, is under way, or only tried values.
@@ -101,7 +100,7 @@ def notice_of_run(project: Project, record: RunRecord, links: Mapping[str, str])
         span=record.span,
         version=record.published_version,
         verdicts=tuple(verdicts(folder)),
-        links={**found, **job_link(), **links},
+        links={**found, **job_link()},
     )
 
 
