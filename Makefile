@@ -10,7 +10,7 @@ PYTEST := $(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfi
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help environment kubeflow-environment demo test test-fast test-end-to-end test-kubeflow
-.PHONY: test-current check format lock clean
+.PHONY: test-flink test-current check format lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -36,6 +36,9 @@ test-end-to-end: kubeflow-environment ## the tests that run whole pipelines and 
 test-kubeflow: kubeflow-environment ## the package for Kubeflow Pipelines, compiled and executed
 	$(PYTEST) tests/unit/test_kubeflow_*.py tests/end_to_end/test_kubeflow*.py
 
+test-flink: environment ## the tests on a real Flink cluster (Java 17, Maven)
+	$(PYTHON) -m pytest -m flink --durations 25
+
 test-current: ## the fast tests and the demo on the current stack, in a Debian 13 tree (root)
 	requirements/debian13.sh test-fast demo
 
@@ -51,9 +54,15 @@ format: environment ## put the sources into shape
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
-lock: environment ## resolve both lock files anew, to the newest versions the pins allow
+lock: environment ## resolve the lock files anew, to the newest versions the pins allow
 	$(RESOLVE) --python-version 3.10 -o requirements/tfx-1.16.lock requirements/tfx-1.16.in
 	$(RESOLVE) --python-version 3.12 --universal -o requirements/tfx-1.21.lock requirements/tfx-1.21.in
+	@# What images have besides, for CUDA and notebooks.
+	.venv/bin/uv pip compile --quiet --no-header --no-annotate --override requirements/overrides.in \
+		--extra cuda --extra notebook --constraint requirements/tfx-1.21.lock \
+		--python-version 3.13 --python-platform x86_64-manylinux_2_40 \
+		requirements/tfx-1.21.in pyproject.toml | grep -vxFf requirements/tfx-1.21.lock \
+		>requirements/images.lock
 	.venv/bin/uv pip compile --quiet --upgrade --no-header --no-annotate --python-version 3.10 \
 		--universal -o kubeflow/requirements.lock kubeflow/requirements.in
 

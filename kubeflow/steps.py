@@ -322,7 +322,7 @@ class _Step:
         # A candidate that was judged is published as it is; another one is not let through for it.
         cache_only = ("Trainer",) if self._record.took_up else ()
         try:
-            return launch.run_node(ir, node, connection, cache_only)
+            return launch.run_node(ir, node, connection, self._project.config.beam, cache_only)
         except launch.NotInCache as error:
             raise candidate_gone(self._record.took_up) from error
 

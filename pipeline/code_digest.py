@@ -20,14 +20,21 @@ from graftline.serving.manifest import hash_file
 @functools.lru_cache(maxsize=1)
 def code_digest() -> str:
     """SHA-256 over the sources that nodes execute and the versions of installed packages."""
-    digest = hashlib.sha256()
-    for package in ("components", "pipeline", "schemas", "serving"):
-        for source in _sources(Path(str(resources.files(f"graftline.{package}")))):
-            digest.update(source)
+    digest = hashlib.sha256(sources_digest().encode())
     versions = {
         f"{distribution.name}=={distribution.version}" for distribution in metadata.distributions()
     }
     digest.update("\n".join(sorted(versions)).encode())
+    return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=1)
+def sources_digest() -> str:
+    """SHA-256 over the sources that nodes execute."""
+    digest = hashlib.sha256()
+    for package in ("components", "pipeline", "schemas", "serving"):
+        for source in _sources(Path(str(resources.files(f"graftline.{package}")))):
+            digest.update(source)
     return digest.hexdigest()
 
 

@@ -26,7 +26,7 @@ from graftline.components.trainer.backbones.scaling import Scaling
 from graftline.components.trainer.balance import Balance
 from graftline.components.trainer.config import AugmentationConfig
 from graftline.components.trainer.devices import Hardware
-from graftline.components.trainer.feature_store import FeatureStore, keep_within
+from graftline.components.trainer.feature_store import FeatureStore, describe, keep_within
 from graftline.components.trainer.inputs import Images
 
 _PROGRESS_EVERY = 2.0  # seconds
@@ -122,10 +122,12 @@ class FeatureFolder:
         if self.root is None or wanted > self.most_bytes:
             self._others.append(FeatureStore(None, shape, self.scratch))
             return self._others[-1]
-        text = json.dumps({**made_by, "code": self.code}, sort_keys=True)
+        made = {**made_by, "code": self.code}
+        text = json.dumps(made, sort_keys=True)
         folder = self.root / hashlib.sha256(text.encode()).hexdigest()[:32]
         if folder not in self._kept:
             self._kept[folder] = FeatureStore(folder, shape, self.scratch, self.writer)
+            describe(folder, made)
         keep_within(self.root, self.most_bytes - wanted, folder)
         return self._kept[folder]
 
