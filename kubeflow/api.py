@@ -111,6 +111,15 @@ class Api:
         path = f"/pipelines/{quote(pipeline_id, safe='')}/versions"
         return self._list(path, "pipeline_versions", sort_by="created_at desc")
 
+    def version(self, pipeline_id: str, version_id: str) -> Message:
+        """One version, with its package.
+
+        Raises:
+            NotThereError: there is none.
+        """
+        path = f"/pipelines/{quote(pipeline_id, safe='')}/versions/{quote(version_id, safe='')}"
+        return self._get(path)
+
     def upload_version(self, pipeline_id: str, name: str, package: Path) -> Message:
         """Uploads a package as a new version.
 

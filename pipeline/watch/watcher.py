@@ -228,7 +228,7 @@ class Watcher:
             return ["run", *span]
         # Under this name a run that is under way already is found again.
         name = f"{entry.name}-{arrival.manifest[:8]}-span-{entry.span}"
-        return ["kubeflow", "submit", "--wait", "--name", name, *span]
+        return ["kubeflow", "submit", "--newest", "--wait", "--name", name, *span]
 
     def _drop_failed(self, arrival: Arrival, entry: Entry, answer: Answer) -> int:
         if answer.document.get("rejected"):
