@@ -146,7 +146,7 @@ class FlinkCluster:
             # A TaskManager that is gone is noticed, and given up, within seconds.
             "heartbeat.interval": "1000",
             "heartbeat.timeout": "10000",
-            "slot.request.timeout": "20000",
+            "slot.request.timeout": "8000",
             "restart-strategy.type": "fixed-delay",
             "restart-strategy.fixed-delay.attempts": 3,
             "restart-strategy.fixed-delay.delay": "1 s",
@@ -211,7 +211,7 @@ class FlinkCluster:
                 "taskmanager.numberOfTaskSlots": 1,
             },
             heap=320,
-            direct=f"{int(network.rstrip('m')) + 192}m",
+            direct="320m",
         )
 
     def kill_task_manager(self, number: int) -> None:
