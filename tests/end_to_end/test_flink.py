@@ -261,7 +261,7 @@ def test_a_task_manager_lost_for_good_fails_the_node_and_the_run_can_be_resumed(
     assert (stopped.id, stopped.state) == ("ImportExampleGen", "failed")
 
     cluster.start_task_manager(1)
-    cluster.wait_for_task_managers(2)
+    cluster.wait_for_task_managers()
     graftline(there, "resume")
     assert BasePath(there / "serving" / "blobs").in_service() == 2
 
@@ -302,7 +302,7 @@ def test_too_little_network_memory_is_told_with_the_setting(there, cluster, tmp_
     for number in (1, 2):
         cluster.kill_task_manager(number)
         cluster.start_task_manager(number, network="1m")
-    cluster.wait_for_task_managers(2)
+    cluster.wait_for_task_managers()
 
     images = str(draw(tmp_path / "images", 4, seed=3))
     said = graftline(there, "drop", images, "beam.probe=false", expect=2)
