@@ -16,11 +16,16 @@ from graftline.serving.errors import UserError
 ADDRESS_VARIABLE = "GRAFTLINE_KUBERNETES_API"
 
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+# Also the longest silence of a log that is followed: a connection may be dead without a word.
 _CONNECT, _READ = 10, 60  # seconds
 
 
 class NotThere(Exception):
     """There is no such object."""
+
+
+class Unanswered(UserError):
+    """The API gave no answer: it restarts, a load balancer is in between, too much is asked."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +77,9 @@ class KubernetesApi:
         return self._call("GET", path).json()
 
     def delete(self, path: str) -> None:
-        """Deletes an object and all that belongs to it, if it is there."""
+        """Deletes an object, if it is there, once all that belongs to it has ended."""
         try:
-            self._call("DELETE", path, params={"propagationPolicy": "Background"})
+            self._call("DELETE", path, params={"propagationPolicy": "Foreground"})
         except NotThere:
             return
 
@@ -83,12 +88,16 @@ class KubernetesApi:
 
         Raises:
             NotThere: the pod has not started yet.
+            Unanswered: the connection broke, or brought nothing for a while.
         """
         path = f"/api/v1/namespaces/{self.namespace}/pods/{pod}/log"
         asked = {"container": container, "follow": "true"}
         with self._call("GET", path, params=asked, stream=True) as answer:
             answer.encoding = "utf-8"
-            yield from answer.iter_lines(decode_unicode=True)
+            try:
+                yield from answer.iter_lines(decode_unicode=True)
+            except requests.RequestException as error:
+                raise self._unanswered(_cause(error)) from error
 
     def _call(self, method: str, path: str, **options: Any) -> requests.Response:
         token, authority = self._read("token"), self.account / "ca.crt"
@@ -99,13 +108,13 @@ class KubernetesApi:
                 f"{self.address}{path}",
                 headers={"Authorization": f"Bearer {token}"} if token else {},
                 verify=str(authority) if authority.exists() else True,
-                timeout=(_CONNECT, None if following else _READ),
+                timeout=(_CONNECT, _READ),
                 **options,
             )
         except requests.RequestException as error:
-            raise UserError(
-                f"The API of Kubernetes at {self.address} does not answer: {_cause(error)}."
-            ) from error
+            raise self._unanswered(_cause(error)) from error
+        if answer.status_code == 429 or answer.status_code >= 500:
+            raise self._unanswered(f"{answer.status_code} {_said(answer)}")
         # A container that has not started has no log yet: 400.
         if answer.status_code == 404 or (following and answer.status_code == 400):
             raise NotThere(path)
@@ -118,6 +127,9 @@ class KubernetesApi:
         if not answer.ok:
             raise RuntimeError(f"{method} {path}: {answer.status_code} {_said(answer)}")
         return answer
+
+    def _unanswered(self, why: str) -> Unanswered:
+        return Unanswered(f"The API of Kubernetes at {self.address} does not answer: {why}.")
 
     def _read(self, name: str) -> str:
         path = self.account / name

@@ -350,7 +350,7 @@ class _Step:
                 "kubeflow.training_pods and trainer.workers cannot both be more than 1: every pod "
                 "is one worker."
             )
-        name = training_job.job_name(config.model.name, self._record.run_id)
+        name = training_job.job_name(config.model.name, self._record.run_id, self._record.cluster)
         chief, worker = (
             training_job.arguments(
                 part, self._project.root, self._project.runs, self._record.run_id

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from graftline.kubeflow.kubernetes_api import KubernetesApi, NotThere
+from graftline.kubeflow.kubernetes_api import KubernetesApi, NotThere, Unanswered
 from graftline.pipeline.kubeflow_config import KubeflowConfig, StepConfig
 from graftline.serving.errors import UserError
 
@@ -24,6 +24,11 @@ SUCCEEDED, FAILED = "Succeeded", "Failed"
 
 _POLL = 2.0  # seconds
 _GONE = 300.0  # seconds
+# A restart of the API ends no training: so long nobody need answer.
+_PATIENCE = 600.0  # seconds
+# Of Istio, in namespaces that put its proxy into every pod: workers could not reach each other at
+# once, and the chief's pod would never end. A label for new versions, an annotation for old ones.
+_WITHOUT_PROXY = {"sidecar.istio.io/inject": "false"}
 
 
 def manifest(config: KubeflowConfig, name: str, chief: list[str], worker: list[str]) -> Any:
@@ -72,15 +77,26 @@ def _replicas(config: KubeflowConfig, step: StepConfig, count: int, arguments: l
             for number, volume in enumerate(config.volumes)
         ],
         "resources": _resources(step),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        },
     }
     pod = {
+        "automountServiceAccountToken": False,
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
         "containers": [container],
         "volumes": volumes,
         "nodeSelector": step.node_selector or {},
         "tolerations": [_toleration(one) for one in step.tolerations or ()],
         "imagePullSecrets": [{"name": name} for name in config.image_pull_secrets],
     }
-    return {"replicas": count, "restartPolicy": "Never", "template": {"spec": pod}}
+    metadata = {"labels": _WITHOUT_PROXY, "annotations": _WITHOUT_PROXY}
+    return {
+        "replicas": count,
+        "restartPolicy": "Never",
+        "template": {"metadata": metadata, "spec": pod},
+    }
 
 
 def _resources(step: StepConfig) -> Any:
@@ -141,11 +157,11 @@ class TrainingJob:
             `Succeeded` or `Failed`, and what the operator says of it.
 
         Raises:
-            UserError: somebody deleted the job.
+            UserError: somebody deleted the job, or nobody answers for long.
         """
-        seen = 0
+        seen, answered = 0, time.monotonic()
         while True:
-            with contextlib.suppress(NotThere):
+            with contextlib.suppress(NotThere, Unanswered):
                 for number, line in enumerate(self._api.log(f"{self._name}-chief-0", CONTAINER)):
                     # The log begins anew with every connection.
                     if number >= seen:
@@ -153,10 +169,15 @@ class TrainingJob:
                         tell(line)
             try:
                 status = self._api.get(f"{self._jobs}/{self._name}").get("status") or {}
+                answered = time.monotonic()
             except NotThere:
                 raise UserError(
                     f"The TFJob {self._name} was deleted by another hand while it trained."
                 ) from None
+            except Unanswered:
+                if time.monotonic() - answered > _PATIENCE:
+                    raise
+                status = {}
             for condition in status.get("conditions") or ():
                 if condition["type"] in (SUCCEEDED, FAILED) and condition["status"] == "True":
                     return condition["type"], condition.get("message", "")
@@ -175,10 +196,17 @@ class TrainingJob:
         raise RuntimeError(f"The TFJob {self._name} of an earlier try is still there.")
 
 
-def job_name(model: str, run_id: str) -> str:
-    """Name of a run's job: a DNS label, with room for what the operator adds."""
-    plain = "".join(c if c.isalnum() and c.isascii() else "-" for c in model.lower()).strip("-")
-    return f"graftline-{plain[:24].rstrip('-')}-{run_id}"
+def job_name(model: str, run_id: str, kubeflow_run: str) -> str:
+    """Name of a run's job: a DNS label, with room for what the operator adds.
+
+    Another project of the namespace may have a model and a run of these names, but not this run of
+    Kubeflow Pipelines.
+    """
+    plain, unique = (
+        "".join(c if c.isalnum() and c.isascii() else "-" for c in name.lower()).strip("-")
+        for name in (model, kubeflow_run)
+    )
+    return f"graftline-{plain[:20].rstrip('-')}-{run_id}-{unique[:8].rstrip('-')}"
 
 
 def arguments(step: str, project: Path, runs: Path, run_id: str) -> list[str]:

@@ -55,6 +55,8 @@ class TrainingOperator:
         self.pods: dict[str, Pod] = {}
         self.created: list[Any] = []
         self.deleted: list[str] = []
+        # So many logs break off, and so many questions for a job get 503.
+        self.broken_logs = self.unanswered = 0
         operator = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -84,6 +86,9 @@ class TrainingOperator:
             self._reply(asked, 401, {"kind": "Status", "message": "Unauthorized"})
         elif found := _LOG.fullmatch(url.path):
             self._log(asked, found[1], parse_qs(url.query))
+        elif self.unanswered and asked.command == "GET":
+            self.unanswered -= 1
+            self._reply(asked, 503, {"kind": "Status", "message": "etcdserver: leader changed"})
         elif not self.installed or not url.path.startswith(_JOBS):
             self._reply(asked, 404, {"kind": "Status", "message": "page not found"})
         elif asked.command == "POST":
@@ -153,6 +158,12 @@ class TrainingOperator:
         assert query == {"container": ["tensorflow"], "follow": ["true"]}
         asked.send_response(200)
         asked.send_header("Content-Type", "text/plain")
+        if self.broken_logs:
+            self.broken_logs -= 1
+            asked.send_header("Content-Length", "1000000")
+            asked.end_headers()
+            asked.wfile.write(next(self._follow(self.pods[pod])).encode())
+            return
         asked.end_headers()
         with contextlib.suppress(OSError):
             for text in self._follow(self.pods[pod]):

@@ -116,6 +116,37 @@ def test_a_pod_that_fails_fails_the_job(tmp_path, chief, worker):
     assert "has failed because" in said
 
 
+def test_a_log_that_breaks_off_and_an_api_that_restarts_end_no_training(tmp_path):
+    lines: list[str] = []
+    start = pods(tmp_path / "pods", "echo epoch 1; sleep 0.5; echo epoch 2")
+    with training_operator(start) as operator:
+        job = TrainingJob(KubernetesApi(operator.address, tmp_path), NAME)
+        with job.submitted(MANIFEST):
+            operator.broken_logs, operator.unanswered = 2, 2
+            assert job.follow(lines.append) == ("Succeeded", "completed")
+        assert (operator.broken_logs, operator.unanswered) == (0, 0)
+    assert lines == ["epoch 1", "epoch 2"]
+
+
+def test_an_api_that_is_away_for_long_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(training_job, "_PATIENCE", 0.2)
+    with training_operator(pods(tmp_path / "pods", "true")) as operator:
+        job = TrainingJob(KubernetesApi(operator.address, tmp_path), NAME)
+        with job.submitted(MANIFEST):
+            operator.unanswered = 1000
+            with pytest.raises(UserError, match="does not answer: 503 etcdserver"):
+                job.follow(print)
+
+
+def test_pods_have_no_proxy_and_no_rights():
+    for replicas in MANIFEST["spec"]["tfReplicaSpecs"].values():
+        template = replicas["template"]
+        for kind in ("labels", "annotations"):
+            assert template["metadata"][kind] == {"sidecar.istio.io/inject": "false"}
+        assert template["spec"]["automountServiceAccountToken"] is False
+        assert template["spec"]["securityContext"]["runAsNonRoot"] is True
+
+
 def test_a_job_that_an_earlier_try_left_is_replaced(tmp_path):
     with training_operator(pods(tmp_path / "pods", "true")) as operator:
         api = KubernetesApi(operator.address, tmp_path)
@@ -176,7 +207,8 @@ def test_no_cluster_at_the_address_and_no_pod_at_all_are_told(tmp_path, monkeypa
     assert KubernetesApi.of_this_pod().address == "https://[fd00::1]:6443"
 
 
-def test_names_of_jobs_are_labels():
-    assert (
-        training_job.job_name("Müll_Sorter.v2", "run-0012") == "graftline-m-ll-sorter-v2-run-0012"
-    )
+def test_names_of_jobs_are_labels_and_each_runs_own():
+    name = training_job.job_name("Müll_Sorter.v2", "run-0012", "9f1c-52d0-8a")
+    assert name == "graftline-m-ll-sorter-v2-run-0012-9f1c-52d"
+    longest = training_job.job_name("m" * 80, "run-12345", "9f1c52d08a")
+    assert len(f"{longest}-worker-10") <= 63
