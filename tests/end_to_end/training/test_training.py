@@ -259,8 +259,8 @@ def test_tensorboard_shows_resources_and_on_request_histograms_and_eval_images(t
     assert len((folder / "features.tsv").read_text().splitlines()) == 5
     labels = (folder / "labels.tsv").read_text().splitlines()
     sheet = np.asarray(Image.open(folder / "thumbnails.png"))
-    assert sheet.shape == (2 * 48, 3 * 48, 3)
-    # From left to right, line by line.
+    # From left to right, line by line, on a square, as TensorBoard wants it.
+    assert sheet.shape == (3 * 48, 3 * 48, 3)
     shown = [sheet[y + 24, x + 24].argmax() for y in (0, 48) for x in (0, 48, 96)]
     assert [["red", "green", "blå"][channel] for channel in shown[:5]] == labels
 
