@@ -10,7 +10,7 @@ PYTEST := $(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfi
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help environment kubeflow-environment demo test test-fast test-end-to-end test-kubeflow
-.PHONY: test-current check format lock clean
+.PHONY: test-flink test-current check format lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -36,13 +36,16 @@ test-end-to-end: kubeflow-environment ## the tests that run whole pipelines and 
 test-kubeflow: kubeflow-environment ## the package for Kubeflow Pipelines, compiled and executed
 	$(PYTEST) tests/unit/test_kubeflow_*.py tests/end_to_end/test_kubeflow*.py
 
+test-flink: environment ## the tests on a real Flink cluster (Java 17, Maven)
+	$(PYTHON) -m pytest -m flink --durations 25
+
 test-current: ## the fast tests and the demo on the current stack, in a Debian 13 tree (root)
 	requirements/debian13.sh test-fast demo
 
 check: environment ## lint, format, types
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	.venv/bin/shellcheck requirements/*.sh .ci/run
+	.venv/bin/shellcheck requirements/*.sh kubeflow/manifests/base/metadata/*.sh .ci/run
 	@mkdir -p $(TYPES)
 	@for folder in $(FOLDERS); do ln -sfn ../../../$$folder $(TYPES)/$$folder; done
 	$(PYTHON) -m mypy

@@ -37,7 +37,8 @@ from graftline.components.ingest.config import DropConfig
 from graftline.components.ingest.drop import drop
 from graftline.components.ingest.examine import Finding, PixelBudget, examine
 from graftline.components.ingest.spans import IMAGES, Span
-from graftline.pipeline.config import BeamConfig
+from graftline.pipeline.beam.config import BeamConfig
+from graftline.pipeline.beam.options import beam_options
 from graftline.serving.image_check import Limits
 
 _DROPS = 3
@@ -121,7 +122,7 @@ def measure(originals: Sequence[bytes], copies: int, folder: Path, seed: int) ->
             folder / "quarantine",
             DropConfig(max_quarantined=1.0),
             ["one"],
-            beam_options=BeamConfig().options,
+            beam_options=beam_options(BeamConfig(), "drop"),
         )
         for number in range(_DROPS)
     ]

@@ -94,7 +94,8 @@ def print_rates(project: str, images: str, weights: str) -> None:
     from graftline.components.trainer.features import FeatureComputer, FeatureFolder, infer
     from graftline.components.trainer.inputs import FEATURES, IMAGE, LABEL, Images
     from graftline.components.trainer.network import pooled
-    from graftline.pipeline.config import BeamConfig
+    from graftline.pipeline.beam.config import BeamConfig
+    from graftline.pipeline.beam.options import beam_options
 
     artifacts = Path(project) / "tfx"
     [graph] = artifacts.glob("Transform/transform_graph/*")
@@ -152,7 +153,7 @@ def print_rates(project: str, images: str, weights: str) -> None:
 
     def in_beam() -> int:
         _held["count"] = 0
-        options = PipelineOptions(list(BeamConfig().options))
+        options = PipelineOptions(list(beam_options(BeamConfig(), "drop")))
         with beam.Pipeline(options=options) as pipeline:
             _ = (
                 pipeline

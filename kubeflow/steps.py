@@ -25,6 +25,7 @@ from graftline.pipeline.config import (
 )
 from graftline.pipeline.console import Console
 from graftline.pipeline.execution import Execution, Request, candidate_gone
+from graftline.pipeline.notify.tell import tell_of_run
 from graftline.pipeline.plan import Plan
 from graftline.pipeline.project import Project
 from graftline.pipeline.run_record import NodeRecord, RunRecord
@@ -321,7 +322,7 @@ class _Step:
         # A candidate that was judged is published as it is; another one is not let through for it.
         cache_only = ("Trainer",) if self._record.took_up else ()
         try:
-            return launch.run_node(ir, node, connection, cache_only)
+            return launch.run_node(ir, node, connection, self._project.config.beam, cache_only)
         except launch.NotInCache as error:
             raise candidate_gone(self._record.took_up) from error
 
@@ -477,7 +478,7 @@ def refused(runs: Path, run_id: str) -> None:
 
 
 def end(project_folder: Path, runs: Path, kubeflow_run: str) -> None:
-    """Tells how a run came out, and closes the record of one that broke off."""
+    """Tells how a run came out, here and to whom `notify` names; closes one that broke off."""
     record = next((r for r in run_record.records(runs) if r.cluster == kubeflow_run), None)
     if record is None:
         print("No run was begun: there was nothing to do, or the step `begin` says why.")
@@ -495,6 +496,8 @@ def end(project_folder: Path, runs: Path, kubeflow_run: str) -> None:
         print(f"Version {record.published_version} is published.")
     elif record.error:
         print(record.error)
+    config = load_config(runs / record.run_id / "config.yaml")
+    tell_of_run(Project(project_folder, config), record)
 
 
 def _find(runs: Path, run_id: str) -> RunRecord:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import subprocess
+import sysconfig
 from collections.abc import Iterator
 from importlib import metadata, resources
 from pathlib import Path
@@ -20,14 +21,23 @@ from graftline.serving.manifest import hash_file
 @functools.lru_cache(maxsize=1)
 def code_digest() -> str:
     """SHA-256 over the sources that nodes execute and the versions of installed packages."""
+    digest = hashlib.sha256(sources_digest().encode())
+    # Not whatever is on the path: libraries put folders of their own there once they are imported.
+    installed = metadata.distributions(
+        path=sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    )
+    versions = {f"{distribution.name}=={distribution.version}" for distribution in installed}
+    digest.update("\n".join(sorted(versions)).encode())
+    return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=1)
+def sources_digest() -> str:
+    """SHA-256 over the sources that nodes execute."""
     digest = hashlib.sha256()
     for package in ("components", "pipeline", "schemas", "serving"):
         for source in _sources(Path(str(resources.files(f"graftline.{package}")))):
             digest.update(source)
-    versions = {
-        f"{distribution.name}=={distribution.version}" for distribution in metadata.distributions()
-    }
-    digest.update("\n".join(sorted(versions)).encode())
     return digest.hexdigest()
 
 

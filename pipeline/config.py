@@ -26,8 +26,10 @@ from graftline.components.settings import set_value
 from graftline.components.trainer.backbones import registry
 from graftline.components.trainer.config import ImageConfig, TrainerConfig
 from graftline.components.tuner.config import TunerConfig
+from graftline.pipeline.beam.config import BeamConfig
 from graftline.pipeline.kubeflow_config import KubeflowConfig
 from graftline.pipeline.notify.config import NotifyConfig
+from graftline.pipeline.prices import PricesConfig
 from graftline.pipeline.watch.config import WatchConfig
 from graftline.serving.config import ServingConfig
 from graftline.serving.errors import UserError
@@ -101,22 +103,6 @@ class WindowConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = None
 
 
-class BeamConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How Beam stages run."""
-
-    options: Annotated[
-        tuple[str, ...],
-        Meta(
-            description="Options of the Beam runner, word for word. FnApiRunner is what "
-            "DirectRunner would choose, seconds later."
-        ),
-    ] = (
-        "--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner",
-        "--direct_running_mode=in_memory",
-        "--direct_num_workers=1",
-    )
-
-
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole configuration."""
 
@@ -136,6 +122,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     notify: NotifyConfig = NotifyConfig()
     watch: WatchConfig = WatchConfig()
     kubeflow: KubeflowConfig = KubeflowConfig()
+    prices: PricesConfig = PricesConfig()
 
     def __post_init__(self) -> None:
         """Refuses sections that do not go together.

@@ -64,12 +64,6 @@ NAME = "graftline"
 # seen; to the tuner; or to publication.
 Extent = Literal["data", "tuning", "publication"]
 
-# Without an option that says where workers get their code from, every Beam node of TFX packs all of
-# TFX into a source archive first, for seconds. Our workers have it installed: this machine's own
-# runner ignores the option.
-_CODE_IS_INSTALLED = ("--sdk_container_image=installed",)
-# Of a small span more time goes into the types of TFX's own transforms than into the images.
-_TYPES_MATCH = ("--no_pipeline_type_check",)
 # The data gate needs the count of every class; TFDV keeps a thousand of them by default.
 _MOST_CLASSES = 100_000
 
@@ -124,11 +118,6 @@ def create_pipeline(project: Project, plan: Plan, extent: Extent = "publication"
         pipeline_root=str(project.artifacts),
         components=nodes,
         enable_cache=True,
-        beam_pipeline_args=[
-            *project.config.beam.options,
-            *_CODE_IS_INSTALLED,
-            *_TYPES_MATCH,
-        ],
     )
 
 

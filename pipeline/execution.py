@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from graftline.components import memory
 from graftline.pipeline import outcome, planning, run_record, tuned
 from graftline.pipeline.console import Console
 from graftline.pipeline.plan import FILE_NAME as PLAN_NAME
@@ -92,13 +93,19 @@ class Execution:
             if plan.baseline and not Path(plan.baseline_uri or "?").is_dir():
                 renew_baseline(self._project, self._folder)
             return Plan.read(self._folder)
-        from graftline.pipeline.store import blessed_spans
+        from graftline.pipeline.store import blessed_spans, lost_spans
 
+        blessed = blessed_spans(self._store)
+        lost = lost_spans(self._store, blessed)
         for missing in planning.never_ingested(
-            self._project, self._record.target, blessed_spans(self._store), self._refused_spans()
+            self._project, self._record.target, blessed, self._refused_spans(), lost
         ):
-            self._console.line(f"  {missing} is in the window and was never ingested:")
-            self._ingest(self._plan(missing))
+            why = "its examples were removed" if missing in lost else "was never ingested"
+            self._console.line(f"  {missing} is in the window and {why}:")
+            plan = self._plan(missing)
+            if missing in lost:
+                plan = msgspec.structs.replace(plan, accept_anomalies="it has passed before")
+            self._ingest(plan)
         plan = self._plan(self._record.target)
         plan.write(self._folder)
         return plan
@@ -157,7 +164,14 @@ class Execution:
         # A candidate that was judged is published as it is; another one is not let through for it.
         cache_only = ("Trainer",) if self._record.took_up else ()
         try:
-            run_pipeline(ir, run_id, self._connection, self._listen, cache_only)
+            run_pipeline(
+                ir,
+                run_id,
+                self._connection,
+                self._project.config.beam,
+                self._listen,
+                cache_only,
+            )
         except NotInCache as error:
             raise candidate_gone(self._record.took_up) from error
         except Refused:
@@ -171,10 +185,13 @@ class Execution:
 
     def _listen(self, node: str, state: str, seconds: float) -> None:
         if state == "running":
+            memory.begin()
             self._record.nodes.append(NodeRecord(id=node, state=state))
             self._console.progress(f"{node} …")
         else:
-            self._record.nodes[-1] = NodeRecord(id=node, state=state, seconds=round(seconds, 2))
+            self._record.nodes[-1] = NodeRecord(
+                id=node, state=state, seconds=round(seconds, 2), peak_mb=memory.peak_mb()
+            )
             marks = {"done": "", "cached": "  (from the cache)", "failed": "  FAILED"}
             self._console.line(f"  {node:<20}{seconds:8.1f} s{marks[state]}")
         self._record.write(self._project.runs)

@@ -19,6 +19,10 @@ from tfx.orchestration.local import runner_utils
 from tfx.orchestration.portable import launcher, runtime_parameter_utils
 from tfx.proto.orchestration import pipeline_pb2
 
+from graftline.pipeline.beam.config import BeamConfig
+from graftline.pipeline.beam.failures import explained
+from graftline.pipeline.beam.operator import executor_operators
+
 DONE, CACHED = "done", "cached"
 
 _Execution = metadata_store_pb2.Execution
@@ -50,6 +54,7 @@ def run_node(
     ir: pipeline_pb2.Pipeline,
     node: pipeline_pb2.PipelineNode,
     connection: metadata_store_pb2.ConnectionConfig,
+    beam: BeamConfig,
     cache_only: Collection[str] = (),
 ) -> str:
     """Runs one node. One that failed in this run takes its execution up again.
@@ -58,6 +63,7 @@ def run_node(
         ir: the compiled pipeline, with the run's id.
         node: the node.
         connection: the metadata store.
+        beam: where Beam stages run.
         cache_only: nodes that are not executed; what they give has to be there already.
 
     Returns:
@@ -65,21 +71,26 @@ def run_node(
 
     Raises:
         NotInCache: it is not.
+        UserError: a stage failed on a cluster for a cause that a person can mend.
         InputsMissing: its inputs are not there.
         Exception: whatever the node raised.
     """
     began = time.time()
     deployment = runner_utils.extract_local_deployment_config(ir)
-    kind = _CacheOnlyLauncher if node.node_info.id in cache_only else launcher.Launcher
+    node_id = node.node_info.id
+    kind = _CacheOnlyLauncher if node_id in cache_only else launcher.Launcher
     handle = metadata.Metadata(connection)
-    executed = kind(
+    launched = kind(
         pipeline_node=node,
         mlmd_connection=handle,
         pipeline_info=ir.pipeline_info,
         pipeline_runtime_spec=ir.runtime_spec,
-        executor_spec=runner_utils.extract_executor_spec(deployment, node.node_info.id),
-        custom_driver_spec=runner_utils.extract_custom_driver_spec(deployment, node.node_info.id),
-    ).launch()
+        executor_spec=runner_utils.extract_executor_spec(deployment, node_id),
+        custom_driver_spec=runner_utils.extract_custom_driver_spec(deployment, node_id),
+        custom_executor_operators=executor_operators(beam, node_id),
+    )
+    with explained(beam, node_id):
+        executed = launched.launch()
     if executed is None or executed.execution_id is None:
         return DONE
     with handle as opened:
@@ -92,7 +103,7 @@ def run_node(
         return state
     # Inputs that cannot be resolved end in a failed execution, not in an exception.
     raise InputsMissing(
-        f"{node.node_info.id} could not run: its inputs are not there. The log has the details."
+        f"{node_id} could not run: its inputs are not there. The log has the details."
     )
 
 

@@ -12,6 +12,7 @@ from ml_metadata.proto import metadata_store_pb2
 from tfx.proto.orchestration import pipeline_pb2
 
 from graftline.pipeline import launch
+from graftline.pipeline.beam.config import BeamConfig
 
 Listener = Callable[[str, str, float], None]
 
@@ -20,6 +21,7 @@ def run_pipeline(
     ir: pipeline_pb2.Pipeline,
     run_id: str,
     connection: metadata_store_pb2.ConnectionConfig,
+    beam: BeamConfig,
     listener: Listener,
     cache_only: Collection[str] = (),
 ) -> None:
@@ -29,6 +31,7 @@ def run_pipeline(
         ir: the compiled pipeline; the run's id is written into it.
         run_id: groups the executions of this run in the metadata store.
         connection: the metadata store.
+        beam: where Beam stages run.
         listener: told of each node with its state (`running`, `done`, `cached`, `failed`) and the
             seconds it took.
         cache_only: nodes that are not executed; what they give has to be there already.
@@ -44,6 +47,6 @@ def run_pipeline(
         listener(node.node_info.id, "running", 0.0)
         state = "failed"
         try:
-            state = launch.run_node(ir, node, connection, cache_only)
+            state = launch.run_node(ir, node, connection, beam, cache_only)
         finally:
             listener(node.node_info.id, state, time.monotonic() - began)

@@ -40,21 +40,32 @@ def never_ingested(
     target: SpanVersion,
     blessed: Collection[SpanVersion],
     refused: Collection[SpanVersion],
+    lost: Collection[SpanVersion] = (),
 ) -> list[SpanVersion]:
-    """Earlier spans of the window that no run has seen; one that was refused stays out.
+    """Earlier spans of the window that have to be taken in; one that was refused stays out.
 
     Args:
         project: the project.
         target: the span of the run.
         blessed: what the data gate has passed.
         refused: what it has refused.
+        lost: of what it has passed, that of which the examples were removed since.
     """
     earlier = [
         span
         for span in _newest_spans(project)
         if span < target and (span in blessed or span not in refused)
     ]
-    return [span for span in _within_window(project, earlier) if span not in blessed]
+    return [
+        span for span in _within_window(project, earlier) if span not in blessed or span in lost
+    ]
+
+
+def spans_within_reach(project: Project) -> list[SpanVersion]:
+    """The spans that the window of a run on the newest span, or on a coming one, can hold."""
+    last = project.config.window.last
+    spans = _newest_spans(project)
+    return spans if last is None else spans[-last:]
 
 
 def make_plan(

@@ -22,6 +22,8 @@ from graftline.components.ingest.spans import find_span, latest_span
 from graftline.components.trainer.cluster import worker_number
 from graftline.components.tuner import space
 from graftline.pipeline import planning, run_record, tuned
+from graftline.pipeline.beam.check import check_beam
+from graftline.pipeline.beam.config import STAGES
 from graftline.pipeline.code_digest import code_digest, file_digest
 from graftline.pipeline.config import load_config, write_config
 from graftline.pipeline.console import Console
@@ -97,6 +99,7 @@ def run(project: Project, request: Request, manner: Manner = Manner()) -> RunRec
         _check_writable(project)
         _check_weights(project)
         _check_probe(project)
+        _check_beam(project, quiet=manner.quiet)
         return _begin(project, request, target, manner)
 
 
@@ -134,6 +137,7 @@ def resume(project: Project, manner: Manner = Manner()) -> RunRecord:
         curated.read(begun.schema)
         _check_weights(begun)
         _check_probe(begun)
+        _check_beam(begun, quiet=manner.quiet)
         if last.digest != _digest(begun):
             if last.took_up:
                 raise candidate_gone(last.took_up)
@@ -336,6 +340,17 @@ def _check_weights(project: Project) -> None:
     file = project.weights_file
     if file is not None and not file.is_file():
         raise UserError(f"There is no weight file {file} (trainer.weights). Nothing was run.")
+
+
+def _check_beam(project: Project, *, quiet: bool) -> None:
+    beam = project.config.beam
+    nodes = [stage for stage in STAGES if stage not in ("drop", "predict_batch")]
+    if {beam.runner_of(node) for node in nodes} == {"direct"}:
+        return
+    # The version in service is the baseline: the Evaluator reads it where it is.
+    baseline = [project.base_path] if project.base_path.is_dir() else []
+    with Console(project.runs / "beam.log", quiet=quiet):
+        check_beam(beam, [project.artifacts, project.spans], stages=nodes, sources=baseline)
 
 
 def _check_probe(project: Project) -> None:

@@ -37,11 +37,19 @@ INTERRUPTED = "interrupted"
 
 
 class NodeRecord(msgspec.Struct, kw_only=True):
-    """One node of a run: how it ended (`done`, `cached`, `failed`, `running`) and its seconds."""
+    """One node of a run.
+
+    Attributes:
+        id: its name.
+        state: how it ended: `done`, `cached`, `failed`, or `running`.
+        seconds: how long it took.
+        peak_mb: highest memory of the process that ran it, without its children; 0: not measured.
+    """
 
     id: str
     state: str
     seconds: float = 0.0
+    peak_mb: int = 0
 
 
 class RunRecord(msgspec.Struct, kw_only=True):
@@ -195,7 +203,7 @@ def lock(runs: Path, cluster: str = "") -> AbstractContextManager[object]:
 
 def _under_way(runs: Path, record: RunRecord | None) -> UserError:
     if record is None:
-        who = "it has just begun"
+        who = "it has just begun, or is `graftline gc`"
     elif record.cluster:
         who = (
             f"{record.run_id} (run {record.cluster} of Kubeflow Pipelines, since {record.started}; "

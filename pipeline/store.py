@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import ml_metadata as mlmd
 from ml_metadata.proto import metadata_store_pb2
+from tfx.types import standard_artifacts
 
 from graftline.components.data_gate.component import DataBlessing
 from graftline.pipeline.kubeflow_config import (
@@ -93,6 +94,21 @@ def blessed_spans(store: mlmd.MetadataStore) -> set[SpanVersion]:
         if artifact.state == metadata_store_pb2.Artifact.LIVE
         and artifact.properties["blessed"].int_value
     }
+
+
+def lost_spans(store: mlmd.MetadataStore, blessed: Collection[SpanVersion]) -> set[SpanVersion]:
+    """Those of some spans whose examples were removed: `graftline gc` does so."""
+    if not blessed:
+        return set()
+    there = {
+        SpanVersion(
+            artifact.custom_properties["span"].int_value,
+            artifact.custom_properties["version"].int_value,
+        )
+        for artifact in store.get_artifacts_by_type(standard_artifacts.Examples.TYPE_NAME)
+        if artifact.state == metadata_store_pb2.Artifact.LIVE
+    }
+    return {span for span in blessed if span not in there}
 
 
 def pushed_version(store: mlmd.MetadataStore) -> int | None:

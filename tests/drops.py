@@ -16,7 +16,8 @@ from PIL import Image
 from graftline.components.ingest.config import DropConfig
 from graftline.components.ingest.entries import Entry
 from graftline.components.ingest.spans import SPLITS, Span, list_spans
-from graftline.pipeline.config import BeamConfig
+from graftline.pipeline.beam.config import BeamConfig
+from graftline.pipeline.beam.options import beam_options
 
 CLASSES = ("daisy", "rose")
 
@@ -49,7 +50,7 @@ def take_in(
     from graftline.components.ingest.drop import drop
 
     own = {name: settings.pop(name) for name in ("span", "version") if name in settings}
-    options = settings.pop("beam_options", BeamConfig().options)
+    options = settings.pop("beam_options", beam_options(BeamConfig(), "drop"))
     return drop(
         source,
         project / "spans",

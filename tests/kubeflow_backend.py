@@ -127,6 +127,8 @@ class Backend:
             if name not in declared:
                 raise RefusedRun(f"the pipeline has no parameter {name}")
             wanted = _TYPES[declared[name]["parameterType"]]
+            if isinstance(value, float) and value.is_integer():
+                value = int(value)  # protobuf knows one kind of number
             if type(value) is not wanted:
                 raise RefusedRun(f"parameter {name} must be {wanted.__name__}, found {value!r}")
         missing = [

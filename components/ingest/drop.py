@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
+from graftline.components import memory
 from graftline.components.ingest import own_records, quarantine, sources, splits, stages
 from graftline.components.ingest.config import DropConfig
 from graftline.components.ingest.entries import Entry
@@ -108,6 +110,8 @@ class _TakingIn:
         number: int,
         version: int,
     ) -> None:
+        self._began = time.monotonic()
+        memory.begin()
         self._source = source
         self._spans = spans
         self._place = place
@@ -164,6 +168,8 @@ class _TakingIn:
             near_duplicates=sheet.resembling(),
             warnings=tuple(_warnings(sheet.counts(), classes)),
             shards=hashes,
+            seconds=round(time.monotonic() - self._began, 2),
+            peak_mb=memory.peak_mb(),
         )
         (self._place.version / SUMMARY).write_bytes(
             msgspec.json.format(msgspec.json.encode(summary), indent=2)

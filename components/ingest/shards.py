@@ -16,16 +16,21 @@ import tensorflow as tf
 
 from graftline.components.ingest.examine import Finding
 from graftline.components.ingest.spans import SPLITS
-from graftline.components.ingest.stages import Meter, in_order, run_stage
+from graftline.components.ingest.stages import Meter, appearing, hide_gpus, in_order, run_stage
 from graftline.components.ingest.worksheet import Row, Worksheet
 from graftline.serving.errors import UserError
+from graftline.serving.manifest import hash_file
 
 _NUMBERS = ("width", "height", "channels", "byte_size")
 _MEASURES = ("luma_mean", "luma_std")
+_DIGEST = ".sha256"
 
 
 class Shard(msgspec.Struct, frozen=True, kw_only=True):
-    """One TFRecord file to write: its path below the version, and where its images are listed."""
+    """One TFRecord file to write: its path below the version, and where its images are listed.
+
+    Beside the listing the file is written, and its SHA-256.
+    """
 
     name: str
     listing: str
@@ -116,17 +121,21 @@ def write_shards(
     for split in SPLITS:
         (version / split).mkdir()
     run_stage(shards, _WriteShard(version, total), options)
-    return {shard.name: _hash(version / shard.name) for shard in shards}
+    return {shard.name: Path(shard.listing + _DIGEST).read_text() for shard in shards}
 
 
 class _WriteShard(beam.DoFn):
-    """Writes one TFRecord file from its listing, byte for byte the same each time."""
+    """Writes one TFRecord file from its listing, byte for byte the same each time.
+
+    A second attempt elsewhere may be at the same file: it is put into its place when it is whole.
+    """
 
     def __init__(self, version: Path, total: int) -> None:
         self._version = str(version)
         self._total = total
 
     def setup(self) -> None:
+        hide_gpus()
         self._threads = os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(self._threads)
         self._meter = Meter("writing TFRecords", self._total)
@@ -137,15 +146,17 @@ class _WriteShard(beam.DoFn):
     def process(self, element: Shard) -> None:
         # Encoded images hardly shrink: the fastest level takes what there is.
         compression = tf.io.TFRecordOptions(compression_type="GZIP", compression_level=1)
-        path = str(Path(self._version) / element.name)
-        with (
-            Path(element.listing).open("rb") as listing,
-            _disk_errors(),
-            tf.io.TFRecordWriter(path, compression) as writer,
-        ):
-            for example in in_order(self._pool, _example, listing, 2 * self._threads):
-                writer.write(example)
-                self._meter.add()
+        with appearing(Path(self._version) / element.name, Path(element.listing)) as staged:
+            with (
+                Path(element.listing).open("rb") as listing,
+                _disk_errors(),
+                tf.io.TFRecordWriter(str(staged), compression) as writer,
+            ):
+                for example in in_order(self._pool, _example, listing, 2 * self._threads):
+                    writer.write(example)
+                    self._meter.add()
+            with appearing(Path(element.listing + _DIGEST)) as digest:
+                digest.write_text(hash_file(staged).sha256)
 
 
 @contextlib.contextmanager
@@ -193,11 +204,3 @@ def _changed(path: Path) -> str:
         f"The file {path} changed or went away while the drop was taken in. Nothing was taken in: "
         "drop again when the source is at rest."
     )
-
-
-def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

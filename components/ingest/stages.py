@@ -1,8 +1,10 @@
 """The Beam stages of a drop, and the first of them: examining every file.
 
-What flows through Beam are ranges of the worksheet's rows, never images: a runner keeps what it
-passes between stages, and images would fill its memory. Every step reads and writes files itself
-and can be repeated, so that any runner may retry it.
+What flows through Beam are names of files that list images, never images: a runner keeps what it
+passes between stages, and images would fill its memory. Every step reads and writes files itself,
+in folders that all machines share, and can be repeated, also while it is still under way elsewhere,
+so that any runner may retry it. The worksheet stays with the drop: SQLite is no good on a network's
+disk.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ import contextlib
 import errno
 import os
 import re
-import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -31,6 +33,7 @@ from graftline.serving.errors import UserError
 from graftline.serving.image_check import Limits, UnusableImage, check_size
 
 _CHUNK = 256
+_OUTCOMES = ".outcomes"
 _REPORT_EVERY = 1.0  # seconds
 # Of a chain of tracebacks the last one counts.
 _USER_ERROR = re.compile(r".*UserError: (.*?) \[while running", re.DOTALL)
@@ -41,12 +44,14 @@ Given = TypeVar("Given")
 Made = TypeVar("Made")
 
 
-def run_stage(elements: Sequence[Any], step: beam.DoFn, options: Sequence[str]) -> None:
+def run_stage(
+    elements: Sequence[Any], step: beam.DoFn | beam.PTransform, options: Sequence[str]
+) -> None:
     """Runs one step on every element.
 
     Args:
         elements: few and small.
-        step: what to do with each; it emits nothing.
+        step: what to do with each; what it emits is dropped.
         options: of the Beam runner.
 
     Raises:
@@ -55,7 +60,8 @@ def run_stage(elements: Sequence[Any], step: beam.DoFn, options: Sequence[str]) 
     """
     try:
         with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
-            _ = pipeline | beam.Create(elements) | beam.ParDo(step)
+            transform = beam.ParDo(step) if isinstance(step, beam.DoFn) else step
+            _ = pipeline | beam.Create(elements) | transform
     except UserError as error:
         raise UserError(str(error).split(" [while running")[0]) from error
     except RuntimeError as error:
@@ -89,7 +95,7 @@ class Meter:
     """Reports progress now and then."""
 
     def __init__(self, what: str, total: int) -> None:
-        """Takes the beginning of the line, and how many there will be."""
+        """Takes the beginning of the line, and how many there will be, 0 where nobody knows."""
         self._what = what
         self._total = total
         self._done = 0
@@ -102,7 +108,8 @@ class Meter:
         if now - self._last >= _REPORT_EVERY:
             self._last = now
             rate = self._done / (now - self._started)
-            report(f"{self._what}  {self._done}/{self._total}  {rate:.0f} images/s")
+            of = f"/{self._total}" if self._total else ""
+            report(f"{self._what}  {self._done}{of}  {rate:.0f} images/s")
 
 
 def examine_files(sheet: Worksheet, limits: Limits, folder: Path, options: Sequence[str]) -> None:
@@ -111,28 +118,45 @@ def examine_files(sheet: Worksheet, limits: Limits, folder: Path, options: Seque
     Args:
         sheet: the worksheet.
         limits: what an image may be.
-        folder: for the outcomes, one file per chunk of rows; to be made.
+        folder: for a list of files and one of outcomes per chunk of rows; to be made.
         options: of the Beam runner.
     """
     folder.mkdir()
-    rows = sheet.listed()
-    chunks = [(first, min(first + _CHUNK - 1, rows)) for first in range(1, rows + 1, _CHUNK)]
-    run_stage(chunks, _Examine(sheet.path, limits, folder, sheet.usable()), options)
-    for path in sorted(folder.glob("*.msgpack")):
-        sheet.record(msgspec.msgpack.decode(path.read_bytes(), type=list[Outcome]))
-        path.unlink()
+    chunks = [folder / f"{first:012d}" for first in range(1, sheet.listed() + 1, _CHUNK)]
+    for chunk in chunks:
+        first = int(chunk.name)
+        rows = sheet.to_examine(first, first + _CHUNK - 1)
+        chunk.write_bytes(msgspec.msgpack.encode([_File.of(row) for row in rows]))
+    run_stage([str(chunk) for chunk in chunks], _Examine(limits, sheet.usable()), options)
+    for chunk in chunks:
+        found = chunk.with_suffix(_OUTCOMES)
+        sheet.record(msgspec.msgpack.decode(found.read_bytes(), type=list[Outcome]))
+        found.unlink()
+
+
+class _File(msgspec.Struct, frozen=True, array_like=True):
+    """What a chunk says of one file, or one record of a file: see Row."""
+
+    seq: int
+    path: bytes
+    start: int
+    size: int | None
+
+    @staticmethod
+    def of(row: Row) -> _File:
+        """That of a row."""
+        return _File(row.seq, os.fsencode(row.path), row.start, row.size)
 
 
 class _Examine(beam.DoFn):
-    """Examines a range of rows; decoders run outside Python's lock, so threads use all cores."""
+    """Examines the files of a chunk; decoders run outside Python's lock: threads use all cores."""
 
-    def __init__(self, sheet: Path, limits: Limits, folder: Path, total: int) -> None:
-        self._sheet = str(sheet)
+    def __init__(self, limits: Limits, total: int) -> None:
         self._limits = limits
-        self._folder = str(folder)
         self._total = total
 
     def setup(self) -> None:
+        hide_gpus()
         self._threads = os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(self._threads)
         self._budget = PixelBudget(self._limits.max_pixels)
@@ -141,40 +165,51 @@ class _Examine(beam.DoFn):
     def teardown(self) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def process(self, element: tuple[int, int]) -> None:
-        sheet = Worksheet(Path(self._sheet))
-        rows = sheet.to_examine(*element)
-        sheet.close()
+    def process(self, element: str) -> None:
+        chunk = Path(element)
+        files = msgspec.msgpack.decode(chunk.read_bytes(), type=list[_File])
         outcomes = []
-        for outcome in in_order(self._pool, self._outcome, rows, 2 * self._threads):
+        for outcome in in_order(self._pool, self._outcome, files, 2 * self._threads):
             outcomes.append(outcome)
             self._meter.add()
-        target = Path(self._folder) / f"{element[0]:012d}.msgpack"
-        staged = target.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-        staged.write_bytes(msgspec.msgpack.encode(outcomes))
-        staged.replace(target)
+        with appearing(chunk.with_suffix(_OUTCOMES)) as staged:
+            staged.write_bytes(msgspec.msgpack.encode(outcomes))
 
-    def _outcome(self, row: Row) -> Outcome:
+    def _outcome(self, file: _File) -> Outcome:
         try:
-            finding = examine(read(row, self._limits), self._limits, self._budget)
+            finding = examine(_read(file, self._limits), self._limits, self._budget)
         except UnusableImage as unusable:
-            return Outcome(seq=row.seq, reason=unusable.reason, detail=unusable.detail)
-        return Outcome(seq=row.seq, finding=finding)
+            return Outcome(seq=file.seq, reason=unusable.reason, detail=unusable.detail)
+        return Outcome(seq=file.seq, finding=finding)
 
 
-def read(row: Row, limits: Limits) -> bytes:
-    """The encoded image of a row.
+@contextlib.contextmanager
+def appearing(target: Path, beside: Path | None = None) -> Iterator[Path]:
+    """A name to write a file under that appears whole, whoever else writes it at the same time.
+
+    Args:
+        target: where it appears.
+        beside: a path on the same disk, beside which it is written; None: the target.
+    """
+    staged = (beside or target).with_name(f"{target.name}.{uuid.uuid4().hex}")
+    yield staged
+    staged.replace(target)
+
+
+def _read(file: _File, limits: Limits) -> bytes:
+    """The encoded image.
 
     Raises:
         UnusableImage: it cannot be read, or has too many bytes to be.
     """
+    path = Path(os.fsdecode(file.path))
     try:
-        if not row.path.is_file():
-            raise UnusableImage(*_no_file(row.path))
-        size = row.path.stat().st_size if row.size is None else row.size
+        if not path.is_file():
+            raise UnusableImage(*_no_file(path))
+        size = path.stat().st_size if file.size is None else file.size
         check_size(size, limits)
-        with row.path.open("rb") as stream:
-            stream.seek(row.start)
+        with path.open("rb") as stream:
+            stream.seek(file.start)
             return stream.read(size)
     except OSError as error:
         raise UnusableImage("unreadable", error.strerror or str(error)) from error

@@ -12,6 +12,7 @@ import errno
 import os
 import shutil
 import sqlite3
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,7 +49,8 @@ class Workplace:
     def __init__(self, spans: Path, quarantine: Path) -> None:
         self._spans = spans
         self._quarantines = quarantine
-        self.folder = spans / WORK / _BUILDING
+        # A name of its own: a job that a killed drop left to a cluster must not write here.
+        self.folder = spans / WORK / _BUILDING / uuid.uuid4().hex
         # Below a folder for the span, so that a span that is new appears in the same one rename.
         self.version = self.folder / "span" / "version"
         self.quarantine = quarantine / WORK
@@ -63,7 +65,7 @@ class Workplace:
         Raises:
             OSError: it cannot be removed.
         """
-        for folder in (self.folder, self.quarantine):
+        for folder in (self.folder.parent, self.quarantine):
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(folder)
 

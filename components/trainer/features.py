@@ -26,7 +26,7 @@ from graftline.components.trainer.backbones.scaling import Scaling
 from graftline.components.trainer.balance import Balance
 from graftline.components.trainer.config import AugmentationConfig
 from graftline.components.trainer.devices import Hardware
-from graftline.components.trainer.feature_store import FeatureStore, keep_within
+from graftline.components.trainer.feature_store import FeatureStore, describe, keep_within
 from graftline.components.trainer.inputs import Images
 
 _PROGRESS_EVERY = 2.0  # seconds
@@ -119,11 +119,13 @@ class FeatureFolder:
             most: how many images it may have to hold.
         """
         wanted = int(np.prod(shape)) * 4 * most
-        text = json.dumps({**made_by, "code": self.code}, sort_keys=True)
-        name = hashlib.sha256(text.encode()).hexdigest()[:32]
+        made = {**made_by, "code": self.code}
+        name = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:32]
         folder = None if self.root is None or wanted > self.most_bytes else self.root / name
         if name not in self._opened:
             self._opened[name] = FeatureStore(folder, shape, self.scratch, self.writer)
+            if folder is not None:
+                describe(folder, made)
         if folder is not None:
             keep_within(folder.parent, self.most_bytes - wanted, folder)
         return self._opened[name]

@@ -14,6 +14,9 @@ import msgspec
 
 from graftline.components.ingest.spans import SPLITS, Span, Summary, list_spans
 from graftline.pipeline import run_record
+from graftline.pipeline.beam.check import check_beam
+from graftline.pipeline.beam.failures import explained
+from graftline.pipeline.beam.options import beam_options
 from graftline.pipeline.cli.project_command import project_command
 from graftline.pipeline.project import Project
 from graftline.serving.errors import Rejected
@@ -46,17 +49,20 @@ def drop(
         console.progress("loading TensorFlow and Beam")
         from graftline.components.ingest.drop import drop as take_in
 
+        beam = project.config.beam
+        check_beam(beam, [project.spans], stages=["drop"], sources=[source.resolve()])
         try:
-            taken = take_in(
-                source,
-                project.spans,
-                project.quarantine,
-                project.config.drop,
-                classes,
-                span=span,
-                version=version,
-                beam_options=project.config.beam.options,
-            )
+            with explained(beam, "drop", afterwards="Nothing was taken in: drop again then."):
+                taken = take_in(
+                    source,
+                    project.spans,
+                    project.quarantine,
+                    project.config.drop,
+                    classes,
+                    span=span,
+                    version=version,
+                    beam_options=beam_options(beam, "drop"),
+                )
         except Rejected as error:
             tell_rejected(project, source, str(error))
             raise

@@ -23,7 +23,8 @@ import json, sys
 from pathlib import Path
 from graftline.components.ingest.config import DropConfig
 from graftline.components.ingest.drop import drop
-from graftline.pipeline.config import BeamConfig
+from graftline.pipeline.beam.config import BeamConfig
+from graftline.pipeline.beam.options import beam_options
 
 def memory(name):
     for line in open("/proc/self/status"):
@@ -33,7 +34,7 @@ def memory(name):
 idle = memory("VmRSS")
 source, project = map(Path, sys.argv[1:])
 span = drop(source, project / "spans", project / "quarantine", DropConfig(max_quarantined=1.0),
-            ["broken", "odd_valid"], beam_options=BeamConfig().options)
+            ["broken", "odd_valid"], beam_options=beam_options(BeamConfig(), "drop"))
 print(json.dumps({"above": memory("VmHWM") - idle, "images": span.summary.images,
                   "ignored": span.summary.ignored}))
 """
@@ -62,7 +63,7 @@ def test_hostile_files_are_all_named_in_bounded_memory(shared_data, tmp_path):
     assert told["ignored"] == 1 + sum(path.is_file() for path in source.iterdir())
 
 
-BUILDING = "spans/.graftline/building"
+BUILDING = "spans/.graftline/building/*"
 LISTING = f"{BUILDING}/worksheet.sqlite"
 EXAMINING = f"{BUILDING}/outcomes"
 PLANNING = f"{BUILDING}/listings/train-*"

@@ -23,7 +23,8 @@ from graftline.components.model_gate.config import ModelGateConfig
 from graftline.components.model_gate.evaluator import Executor as EvaluatorExecutor
 from graftline.components.model_gate.predictions import read_rows
 from graftline.components.verdict import Verdict
-from graftline.pipeline.config import BeamConfig
+from graftline.pipeline.beam.config import BeamConfig
+from graftline.pipeline.beam.options import beam_options
 from graftline.pipeline.evaluation import eval_config
 from graftline.schemas import curated
 from graftline.serving.errors import Refused
@@ -31,7 +32,7 @@ from graftline.serving.errors import Refused
 pytestmark = pytest.mark.end_to_end
 
 CLASSES = ["rose", "tulip", "aster"]
-BEAM = BeamConfig().options
+BEAM = beam_options(BeamConfig(), "drop")
 
 
 class Model(tf.Module):

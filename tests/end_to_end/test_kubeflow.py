@@ -132,7 +132,15 @@ def test_the_second_drop_has_a_window_and_a_baseline_though_the_database_goes_do
     def database_down_at_first(attempt: int) -> None:
         cluster.database.stop() if attempt == 0 else cluster.database.start()
 
-    run = cluster.run(killed={"Trainer": TERMINATE}, before={"Transform": database_down_at_first})
+    def a_drop_arrives_meanwhile(attempt: int) -> None:
+        if attempt == 0:
+            dark = {"red": (90, 0, 0), "green": (0, 70, 0), "blue": (0, 0, 80)}
+            cluster.drop("dark", 40, seed=3, **dark)
+
+    run = cluster.run(
+        killed={"Trainer": TERMINATE},
+        before={"Transform": database_down_at_first, "Trainer": a_drop_arrives_meanwhile},
+    )
 
     assert run.state == "SUCCEEDED", [step.output for step in run.steps.values()]
     assert run.steps["Transform"].codes == [2, 0]
@@ -145,7 +153,7 @@ def test_the_second_drop_has_a_window_and_a_baseline_though_the_database_goes_do
 
 def test_versions_metrics_and_lineage_are_those_of_runs_on_one_machine(cluster):
     graftline(cluster.local, "run", "--span", "1")
-    graftline(cluster.local, "run")
+    graftline(cluster.local, "run", "--span", "2")
 
     assert cluster.versions == [
         version.number for version in BasePath(cluster.local / "serving/blobs").versions()
@@ -162,7 +170,7 @@ def test_versions_metrics_and_lineage_are_those_of_runs_on_one_machine(cluster):
 def test_a_candidate_that_is_refused_stops_the_run_and_publishes_nothing(cluster):
     worse = ["trainer.phases.all.rate=1e-9", "trainer.phases.all.epochs=1"]
 
-    run = cluster.run({"force": True, "overrides": json.dumps(worse)})
+    run = cluster.run({"span": 2, "force": True, "overrides": json.dumps(worse)})
 
     assert run.state == "FAILED"
     assert run.steps["ModelGate"].codes == [0], "a gate's no is not retried"
@@ -171,14 +179,10 @@ def test_a_candidate_that_is_refused_stops_the_run_and_publishes_nothing(cluster
     assert run.states("Pusher") == ["SKIPPED"]
     assert "accuracy" in run.steps["end"].output
     assert (cluster.record.state, cluster.record.refused_by) == ("refused", "model")
-    assert cluster.record.window[-1].span == 2
     assert cluster.versions == [1, 2]
 
 
-def test_a_span_that_is_refused_stops_the_run_before_anything_is_trained(cluster):
-    dark = {"red": (90, 0, 0), "green": (0, 70, 0), "blue": (0, 0, 80)}
-    cluster.drop("dark", 40, seed=3, **dark)
-
+def test_the_drop_that_came_meanwhile_is_next_and_refused_before_anything_is_trained(cluster):
     run = cluster.run()
 
     assert run.state == "FAILED"

@@ -26,7 +26,8 @@ from graftline.components.trainer.backbones import build
 from graftline.components.trainer.backbones.registry import BACKBONES
 from graftline.components.trainer.config import ImageConfig, TrainerConfig
 from graftline.components.trainer.record import TrainingRecord
-from graftline.pipeline.config import BeamConfig
+from graftline.pipeline.beam.config import BeamConfig
+from graftline.pipeline.beam.options import beam_options
 from graftline.pipeline.preprocessing import preprocessing_config
 from graftline.schemas import curated
 
@@ -165,7 +166,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Trai
             str(folder / "root"),
             components=[examples, schema_gen, transform, trainer],
             metadata_connection_config=sqlite_metadata_connection_config(str(folder / "db")),
-            beam_pipeline_args=[*BeamConfig().options],
+            beam_pipeline_args=[*beam_options(BeamConfig(), "drop")],
         )
     )
     [model] = (folder / "root" / "Trainer" / "model").glob("*/Format-Serving")

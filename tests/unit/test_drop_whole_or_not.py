@@ -10,7 +10,8 @@ import pytest
 from drops import assert_nothing_left, assert_nothing_or_whole, folders, take_in
 
 from graftline.components import progress
-from graftline.pipeline.config import BeamConfig
+from graftline.pipeline.beam.config import BeamConfig
+from graftline.pipeline.beam.options import beam_options
 from graftline.serving.errors import UserError
 
 DUPLICATES = "looking for duplicates"
@@ -54,7 +55,7 @@ def test_of_two_drops_at_once_the_second_is_turned_away_naming_the_first(source,
     assert assert_nothing_or_whole(tmp_path)
 
 
-IN_MEMORY = BeamConfig().options
+IN_MEMORY = beam_options(BeamConfig(), "drop")
 THREADS = ("--runner=DirectRunner", "--direct_running_mode=multi_threading")
 
 

@@ -48,6 +48,20 @@ def test_spans_before_the_target_that_no_run_has_seen_are_ingested_first(project
     assert planning.never_ingested(project, third, {first}, set()) == [second]
 
 
+def test_a_span_that_has_passed_and_lost_its_examples_since_is_ingested_again(project):
+    first, second, third = spans(project, (1, 1), (2, 1), (3, 1))
+    passed = {first, second}
+    assert planning.never_ingested(project, third, passed, set(), lost={first}) == [first]
+    # Not where the window does not reach it.
+    assert planning.never_ingested(with_window(project, 2), third, passed, set(), {first}) == []
+
+
+def test_within_reach_are_the_newest_versions_that_the_window_can_hold(project):
+    first, _, second = spans(project, (1, 1), (2, 1), (2, 2))
+    assert planning.spans_within_reach(project) == [first, second]
+    assert planning.spans_within_reach(with_window(project, 1)) == [second]
+
+
 def test_a_refused_span_stays_out_and_gives_its_place_in_the_window_to_the_one_before(project):
     first, second, third = spans(project, (1, 1), (2, 1), (3, 1))
     narrow = with_window(project, 2)

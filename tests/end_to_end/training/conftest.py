@@ -17,7 +17,8 @@ from graftline.components.trainer.backbones import registry
 from graftline.components.trainer.backbones.scaling import PLAIN
 from graftline.components.trainer.record import TrainingRecord
 from graftline.components.trainer.run import run_fn
-from graftline.pipeline.config import BeamConfig
+from graftline.pipeline.beam.config import BeamConfig
+from graftline.pipeline.beam.options import beam_options
 from graftline.pipeline.preprocessing import preprocessing_fn
 from graftline.schemas import curated
 from small_training import CLASSES, SIZE, Train, labelled, make, write_span
@@ -36,7 +37,7 @@ def transform_graph(tmp_path_factory: pytest.TempPathFactory, small: str) -> str
     folder = tmp_path_factory.mktemp("transform_graph")
     config = {"image": {"size": SIZE}, "backbone": small, "classes": CLASSES}
     schema = DatasetMetadata(curated.build(CLASSES))
-    options = PipelineOptions([*BeamConfig().options])
+    options = PipelineOptions([*beam_options(BeamConfig(), "drop")])
     with beam.Pipeline(options=options) as pipeline, tft_beam.Context(str(folder / "temporary")):
         function = functools.partial(preprocessing_fn, custom_config=config)
         analyzed = (pipeline | beam.Create([]), schema) | tft_beam.AnalyzeDataset(function)
