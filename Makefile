@@ -45,7 +45,7 @@ test-current: ## the fast tests and the demo on the current stack, in a Debian 1
 check: environment ## lint, format, types
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	.venv/bin/shellcheck requirements/*.sh .ci/run
+	.venv/bin/shellcheck requirements/*.sh kubeflow/manifests/base/metadata/*.sh .ci/run
 	@mkdir -p $(TYPES)
 	@for folder in $(FOLDERS); do ln -sfn ../../../$$folder $(TYPES)/$$folder; done
 	$(PYTHON) -m mypy

@@ -71,6 +71,7 @@ class Api:
         if "://" not in address:
             address = f"https://{address}"
         self.address = address.rstrip("/")
+        self._page = config.page.rstrip("/") or self.address
         self.namespace = config.namespace
         self._token_file = (
             root / Path(config.token_file).expanduser() if config.token_file else None
@@ -87,7 +88,7 @@ class Api:
 
     def run_page(self, run_id: str) -> str:
         """Address of a run's page for people."""
-        return f"{self.address}/#/runs/details/{run_id}"
+        return f"{self._page}/#/runs/details/{run_id}"
 
     def find_pipeline(self, name: str) -> Message | None:
         """The pipeline of a name."""
@@ -109,6 +110,15 @@ class Api:
         """The versions of a pipeline, the newest first."""
         path = f"/pipelines/{quote(pipeline_id, safe='')}/versions"
         return self._list(path, "pipeline_versions", sort_by="created_at desc")
+
+    def version(self, pipeline_id: str, version_id: str) -> Message:
+        """One version, with its package.
+
+        Raises:
+            NotThereError: there is none.
+        """
+        path = f"/pipelines/{quote(pipeline_id, safe='')}/versions/{quote(version_id, safe='')}"
+        return self._get(path)
 
     def upload_version(self, pipeline_id: str, name: str, package: Path) -> Message:
         """Uploads a package as a new version.

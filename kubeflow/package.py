@@ -26,24 +26,28 @@ _DIGITS = 12
 
 
 class Package(msgspec.Struct, frozen=True, kw_only=True):
-    """A package on disk.
+    """A package: a file, or a version that was uploaded before.
 
     Attributes:
-        path: the file.
-        revision: the first digits of its SHA-256: the same package is the same version.
+        name: what people call it: the file, or the version.
+        path: the file; None for a version.
+        version_id: of the version; empty for a file.
+        revision: the first digits of the file's SHA-256: the same package is the same version.
         parameters: type of each parameter of a run, by name.
         steps: what people call each step, by the name of its task, which a backend may show in its
             place.
     """
 
-    path: Path
+    name: str
+    path: Path | None = None
+    version_id: str = ""
     revision: str
     parameters: dict[str, str]
     steps: dict[str, str]
 
     @staticmethod
     def read(path: Path) -> Package:
-        """Reads what submitting needs to know.
+        """Reads what submitting needs to know of a file.
 
         Raises:
             UserError: there is no such file, or it is no package.
@@ -51,10 +55,6 @@ class Package(msgspec.Struct, frozen=True, kw_only=True):
         try:
             content = path.read_bytes()
             specification = next(yaml.safe_load_all(content))
-            version = specification["schemaVersion"]
-            declared = specification["root"].get("inputDefinitions", {}).get("parameters", {})
-            types = {name: str(one["parameterType"]) for name, one in declared.items()}
-            steps = dict(_steps(specification))
         except FileNotFoundError:
             raise UserError(
                 f"There is no package {path}. Make it with `graftline kubeflow compile`."
@@ -63,20 +63,35 @@ class Package(msgspec.Struct, frozen=True, kw_only=True):
             raise UserError(f"The package {path} cannot be read: {error.strerror}.") from error
         except (yaml.YAMLError, UnicodeDecodeError, StopIteration) as error:
             raise UserError(f"{path} is no package: it is not YAML.") from error
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{path} is no package of Kubeflow Pipelines: it lacks {error}. Make it with "
-                "`graftline kubeflow compile`."
-            ) from error
-        if version != _SCHEMA:
-            raise UserError(
-                f"The package {path} has schema {version}, but Kubeflow Pipelines takes {_SCHEMA} "
-                "only. Make it anew with `graftline kubeflow compile`."
-            )
+        parameters, steps = _understand(specification, str(path))
         return Package(
+            name=str(path),
             path=path,
             revision=hashlib.sha256(content).hexdigest()[:_DIGITS],
-            parameters=types,
+            parameters=parameters,
+            steps=steps,
+        )
+
+    @staticmethod
+    def uploaded(version_id: str, name: str, specification: Mapping[str, Any]) -> Package:
+        """A version that was uploaded before.
+
+        Args:
+            version_id: its id.
+            name: its name.
+            specification: what the API tells of it: the package's first document, or both.
+
+        Raises:
+            UserError: it is no package of ours.
+        """
+        parameters, steps = _understand(
+            specification.get("pipeline_spec", specification), f"The version {name}"
+        )
+        return Package(
+            name=f"the version {name}",
+            version_id=version_id,
+            revision=name.partition("-")[0],
+            parameters=parameters,
             steps=steps,
         )
 
@@ -89,7 +104,7 @@ class Package(msgspec.Struct, frozen=True, kw_only=True):
         for name, value in parameters.items():
             if name not in self.parameters:
                 raise UserError(
-                    f"The package {self.path} has no parameter {name!r}; it has "
+                    f"{self.name} has no parameter {name!r}; it has "
                     f"{', '.join(sorted(self.parameters)) or 'none'}. If it was made by another "
                     "version, make it anew with `graftline kubeflow compile`."
                 )
@@ -101,6 +116,30 @@ class Package(msgspec.Struct, frozen=True, kw_only=True):
                     f"({type(value).__name__})."
                 )
         return dict(parameters)
+
+
+def _understand(specification: Any, name: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Types of the parameters, and names of the steps.
+
+    Raises:
+        UserError: it is no package, or one of another schema.
+    """
+    try:
+        version = specification["schemaVersion"]
+        declared = specification["root"].get("inputDefinitions", {}).get("parameters", {})
+        types = {key: str(one["parameterType"]) for key, one in declared.items()}
+        steps = dict(_steps(specification))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{name} is no package of Kubeflow Pipelines: it lacks {error}. Make it with "
+            "`graftline kubeflow compile`."
+        ) from error
+    if version != _SCHEMA:
+        raise UserError(
+            f"{name} has schema {version}, but Kubeflow Pipelines takes {_SCHEMA} only. Make it "
+            "anew with `graftline kubeflow compile`."
+        )
+    return types, steps
 
 
 def _steps(specification: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -88,15 +88,39 @@ def experiment_name(project: Project) -> str:
     return project.config.kubeflow.api.experiment or project.config.model.name
 
 
+def newest(api: Api, project: Project) -> Package:
+    """The version of the project's pipeline that was uploaded last.
+
+    Raises:
+        UserError: there is none.
+    """
+    pipeline = api.find_pipeline(project.config.model.name)
+    pipeline_id = str(pipeline["pipeline_id"]) if pipeline else ""
+    version = next(api.versions(pipeline_id), None) if pipeline_id else None
+    if version is None:
+        raise UserError(
+            f"No version of the pipeline {project.config.model.name!r} was uploaded yet. Do so: "
+            "graftline kubeflow compile, then graftline kubeflow submit."
+        )
+    version = api.version(pipeline_id, str(version["pipeline_version_id"]))
+    return Package.uploaded(
+        str(version["pipeline_version_id"]),
+        str(version.get("display_name") or version.get("name")),
+        version.get("pipeline_spec") or {},
+    )
+
+
 def upload(api: Api, pipeline_id: str, package: Package) -> tuple[str, bool]:
-    """Makes a package the newest version of its pipeline.
+    """Makes a package the newest version of its pipeline, where it is a file.
 
     Returns:
         the version's id, and whether it is new: the newest one may be this very package.
     """
-    newest = next(api.versions(pipeline_id), None)
-    if newest and _revision(newest) == package.revision:
-        return str(newest["pipeline_version_id"]), False
+    if package.path is None:
+        return package.version_id, False
+    last = next(api.versions(pipeline_id), None)
+    if last and _revision(last) == package.revision:
+        return str(last["pipeline_version_id"]), False
     # What was the newest once and is to be so again gets a name of its own.
     for number in range(1, _MOST_VERSIONS):
         name = package.revision + (f"-{number}" if number > 1 else "")
@@ -105,7 +129,7 @@ def upload(api: Api, pipeline_id: str, package: Package) -> tuple[str, bool]:
         except ThereAlreadyError:
             continue
         return str(made["pipeline_version_id"]), True
-    raise UserError(f"The package {package.path} was uploaded {_MOST_VERSIONS} times already.")
+    raise UserError(f"{package.name} was uploaded {_MOST_VERSIONS} times already.")
 
 
 def submit(
@@ -138,9 +162,13 @@ def submit(
                 return found
     version_id, is_new = upload(api, where.pipeline_id, package)
     if is_new:
-        say(f"Uploaded {package.path.name} as version {package.revision}")
+        say(f"Uploaded {package.name} as version {package.revision}")
         if schedule.renew(api, project, where.experiment_id, where.pipeline_id, version_id):
             say("The schedule was made anew with it")
+    scheduled = schedule.find(api, project, where.experiment_id)
+    if scheduled and not any(one.enabled for one in scheduled):
+        # By a person, or because replacing it was interrupted.
+        say("Note: the schedule is paused. Resume it: graftline kubeflow schedule --resume")
     made = api.create_run(
         {
             "display_name": name or _name(project, wanted),

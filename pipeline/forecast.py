@@ -102,7 +102,9 @@ class _Forecast:
     def __init__(self, project: Project, images: int | None, bytes_per_image: float | None) -> None:
         self._project = project
         self._spans = list_spans(project.spans)
-        self._past = list(past_runs(project))
+        past = list(past_runs(project))
+        # A cluster's machines are others; they are asked where there is nothing else.
+        self._past = [run for run in past if not run.cluster] or past
         if not self._past:
             raise UserError(
                 "There is no run to learn from yet. Drop a first part of the images, some hundred "
@@ -275,6 +277,8 @@ class _Forecast:
         return sum(shares[split] for split in splits)
 
     def _note_basis(self) -> None:
+        if self._past[0].cluster:
+            self._notes.append("All runs so far were on a cluster: this is told for its machines.")
         sizes = sorted({past.new for past in self._past})
         if len(sizes) == 1:
             self._notes.append(

@@ -15,7 +15,7 @@ import contextlib
 import errno
 import shutil
 import uuid
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import ml_metadata as mlmd
@@ -25,12 +25,14 @@ from ml_metadata.proto import metadata_store_pb2
 from graftline.components.trainer.feature_store import beyond, made_by
 from graftline.pipeline import run_record
 from graftline.pipeline.code_digest import features_digest
+from graftline.pipeline.config import load_config
 from graftline.pipeline.plan import FILE_NAME as PLAN_NAME
 from graftline.pipeline.plan import Plan
 from graftline.pipeline.planning import spans_within_reach
 from graftline.pipeline.project import Project
 from graftline.pipeline.run_record import RunRecord
 from graftline.serving.base_path import BasePath
+from graftline.serving.errors import UserError
 
 EXAMPLES = "examples that are there twice, or of spans that the window does not reach"
 MODELS = "models of earlier runs, which the base path has or no gate let through"
@@ -55,6 +57,7 @@ _RECORDS = (
 )
 # Renamed to here first: an artifact is there or not, and TFX looks whether it is.
 _TRASH = ".trash"
+_IN_SERVICE = "in_service"
 _LIVE = metadata_store_pb2.Artifact.LIVE
 _DELETED = metadata_store_pb2.Artifact.DELETED
 
@@ -73,30 +76,52 @@ class Garbage(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
 
 
-def open_store(project: Project) -> mlmd.MetadataStore | None:
-    """The project's metadata store; None where no run has made one."""
-    if not project.metadata.is_file():
-        return None
-    connection = metadata_store_pb2.ConnectionConfig()
-    connection.sqlite.filename_uri = str(project.metadata)
-    connection.sqlite.connection_mode = metadata_store_pb2.SqliteMetadataSourceConfig.READWRITE
-    return mlmd.MetadataStore(connection)
+def open_stores(project: Project) -> list[mlmd.MetadataStore]:
+    """The metadata stores that know the outputs below the project's folder of artifacts.
+
+    Raises:
+        UserError: there were runs on a cluster, and its store cannot be asked from here.
+    """
+    stores = []
+    if project.metadata.is_file():
+        local = metadata_store_pb2.ConnectionConfig()
+        local.sqlite.filename_uri = str(project.metadata)
+        local.sqlite.connection_mode = metadata_store_pb2.SqliteMetadataSourceConfig.READWRITE
+        stores.append(mlmd.MetadataStore(local))
+    hosts = {
+        load_config(project.runs / record.run_id / "config.yaml").kubeflow.metadata.host
+        for record in run_record.records(project.runs)
+        if record.cluster
+    } - {""}
+    if hosts:
+        host = project.config.kubeflow.metadata.host
+        if hosts != {host}:
+            raise UserError(
+                f"Runs on a cluster kept their metadata at {', '.join(sorted(hosts))}, and "
+                f"kubeflow.metadata.host is {host or 'empty'}: what they left cannot be told from "
+                "what is needed. Set it to where that metadata is."
+            )
+        # TFX comes with it, which is wanted here only.
+        from graftline.pipeline.store import connection, open_store
+
+        stores.append(open_store(connection(project, cluster=True)))
+    return stores
 
 
-def find(project: Project, store: mlmd.MetadataStore | None) -> list[Garbage]:
+def find(project: Project, stores: Sequence[mlmd.MetadataStore]) -> list[Garbage]:
     """All that can go.
 
     Args:
         project: the project.
-        store: its metadata store; None where no run was yet.
+        stores: its metadata stores; without one nothing is known of outputs, and all stay.
 
     Raises:
         UserError: a record of a run, or the base path, cannot be read.
     """
     records = list(run_record.records(project.runs))
     found = list(_in_service(project, records))
-    if store is not None:
-        found += _outputs(project, store, records)
+    if stores:
+        found += _outputs(project, stores, records)
     found += _features(project)
     if not (records and records[0].can_go_on):
         found += [
@@ -108,7 +133,9 @@ def find(project: Project, store: mlmd.MetadataStore | None) -> list[Garbage]:
     return found
 
 
-def remove(project: Project, store: mlmd.MetadataStore | None, found: Iterable[Garbage]) -> None:
+def remove(
+    project: Project, stores: Sequence[mlmd.MetadataStore], found: Iterable[Garbage]
+) -> None:
     """Removes it, and marks artifacts as deleted, so that TFX's cache does not serve them.
 
     A kill on the way leaves things that the next call removes.
@@ -121,7 +148,7 @@ def remove(project: Project, store: mlmd.MetadataStore | None, found: Iterable[G
     for garbage in found:
         if garbage.path.parent != trash:
             _move(garbage.path, trash / uuid.uuid4().hex)
-    if store is not None:
+    for store in stores:
         _mark_deleted(project, store)
     shutil.rmtree(trash)
 
@@ -141,36 +168,47 @@ def _mark_deleted(project: Project, store: mlmd.MetadataStore) -> None:
     """Every artifact of this folder whose files are gone, whoever removed them."""
     gone = []
     for artifact in store.get_artifacts():
-        path = Path(artifact.uri)
-        # In a project that was moved the store speaks of another folder.
-        here = path.is_relative_to(project.artifacts)
-        if artifact.state == _LIVE and here and not path.exists():
+        path = _here(project, artifact.uri)
+        if artifact.state == _LIVE and path and not path.exists():
             artifact.state = _DELETED
             gone.append(artifact)
     if gone:
         store.put_artifacts(gone)
 
 
+def _here(project: Project, uri: str) -> Path | None:
+    """Where an artifact is for this machine; None where that cannot be told.
+
+    Where the project was moved, or a cluster mounts it elsewhere, the beginning is another one.
+    """
+    parts = Path(uri).parts
+    if "://" in uri or len(parts) < 3:
+        return None
+    if parts[-1].isdigit():  # of an execution, below node and output
+        return project.artifacts.joinpath(*parts[-3:])
+    return project.artifacts.joinpath(*parts[-2:]) if parts[-2] == _IN_SERVICE else None
+
+
 def _outputs(
-    project: Project, store: mlmd.MetadataStore, records: list[RunRecord]
+    project: Project, stores: Sequence[mlmd.MetadataStore], records: list[RunRecord]
 ) -> Iterator[Garbage]:
     """Outputs of nodes that nothing needs, and folders that are nobody's output."""
-    artifacts = [one for one in store.get_artifacts() if one.state == _LIVE]
-    kept = _needed(project, store, records) | _examples_within_reach(project, artifacts)
-    # By node, output and execution: where the project was moved, the beginning is another one.
-    kinds: dict[tuple[str, ...], str] = {}
-    for artifact in artifacts:
-        output = Path(artifact.uri).parts[-3:]
-        if artifact.id in kept or artifact.type in _RECORDS:
-            kinds[output] = ""
-        else:
-            kind = {"Examples": EXAMPLES, "Model": MODELS}.get(artifact.type, OUTPUTS)
-            kinds.setdefault(output, kind)
+    kinds: dict[Path | None, str] = {}
+    for store in stores:
+        artifacts = [one for one in store.get_artifacts() if one.state == _LIVE]
+        kept = _needed(project, store, records) | _examples_within_reach(project, artifacts)
+        for artifact in artifacts:
+            output = _here(project, artifact.uri)
+            if artifact.id in kept or artifact.type in _RECORDS:
+                kinds[output] = ""
+            else:
+                kind = {"Examples": EXAMPLES, "Model": MODELS}.get(artifact.type, OUTPUTS)
+                kinds.setdefault(output, kind)
     for path in project.artifacts.glob("*/*/[0-9]*"):
         is_node = (path.parents[1] / ".system").is_dir()
         if not (is_node and path.name.isdigit()) or path.parent.name.startswith("."):
             continue
-        kind = kinds.get(path.parts[-3:], FAILED)
+        kind = kinds.get(path, FAILED)
         if kind:
             yield _garbage(kind, path)
     if not (records and records[0].can_go_on):
@@ -240,7 +278,7 @@ def _in_service(project: Project, records: list[RunRecord]) -> Iterator[Garbage]
             plan = Plan.read(folder)
             wanted |= {Path(uri).name for uri in (plan.baseline_uri, plan.start_from)}
     current = BasePath(project.base_path).in_service()
-    for path in _children(project.artifacts / "in_service"):
+    for path in _children(project.artifacts / _IN_SERVICE):
         if path.name not in wanted and not path.name.startswith(f"{current}-"):
             yield _garbage(IN_SERVICE, path)
 

@@ -130,6 +130,13 @@ class ApiConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             "of it adds, such as /pipeline. Empty: the environment variable KF_PIPELINES_ENDPOINT.",
         ),
     ] = ""
+    page: Annotated[
+        str,
+        Meta(
+            pattern=r"^(https?://[^\s?#]+)?$",
+            description="Address of its web page, for links to runs; empty: that of the API.",
+        ),
+    ] = ""
     token_file: Annotated[
         str,
         Meta(
@@ -155,6 +162,12 @@ class ApiConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     service_account: Annotated[
         str, Meta(description="As which the steps run; empty: the cluster's default.")
     ] = ""
+
+    def run_page(self, run_id: str) -> str:
+        """Address of a run's page for people; empty where only pods of the cluster know it."""
+        inside = not self.page and self.address.startswith("http:")
+        base = (self.page or self.address).rstrip("/")
+        return f"{base}/#/runs/details/{run_id}" if base and not inside else ""
 
 
 class KubeflowConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

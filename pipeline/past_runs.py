@@ -34,6 +34,7 @@ class PastRun(msgspec.Struct, frozen=True, kw_only=True):
         start: seconds outside of nodes.
         same_network: whether it was configured as is planned with.
         head_alone: names of its phases that trained the head alone.
+        cluster: whether it ran on a cluster, and not on this machine.
         trained_backbone: whether the weights that it exported are its own also below the head.
     """
 
@@ -45,6 +46,7 @@ class PastRun(msgspec.Struct, frozen=True, kw_only=True):
     start: float
     same_network: bool
     head_alone: frozenset[str]
+    cluster: bool
     trained_backbone: bool
 
 
@@ -75,6 +77,7 @@ def past_runs(project: Project) -> Iterator[PastRun]:
             training=run.training,
             start=_outside(run),
             same_network=_network(run.configuration) == wanted,
+            cluster=bool(run.record.cluster),
             head_alone=frozenset(_head_alone(run)),
             trained_backbone=run.training is not None
             and run.training.exported.phase not in set(_head_alone(run)),

@@ -7,10 +7,12 @@ job server from Maven Central (tests/flink/pom.xml); both are fetched once, into
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -83,17 +85,11 @@ def fetch() -> Software:
             ["--python", sys.executable, "--no-deps", FLINK, "--target"],
         )
         jars = _fetched(
-            cache / f"job-server-{_digest(_POM)}",
+            cache / f"job-server-{hashlib.sha256(_POM.read_bytes()).hexdigest()[:12]}",
             ["mvn", "--quiet", "--batch-mode", f"--file={_POM}", "dependency:copy-dependencies"],
             ["-DincludeScope=runtime", "-DoutputDirectory="],
         )
     return Software(flink, jars)
-
-
-def _digest(path: Path) -> str:
-    import hashlib
-
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 def _fetched(folder: Path, command: list[str], rest: list[str]) -> Path:
@@ -134,6 +130,7 @@ class FlinkCluster:
         self._software = software
         self._folder = folder
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._ids: dict[int, str] = {}
         self._rpc, self._rest, blob = free_port(), free_port(), free_port()
         self._shared = {
             "jobmanager.rpc.address": "127.0.0.1",
@@ -149,7 +146,7 @@ class FlinkCluster:
             # A TaskManager that is gone is noticed, and given up, within seconds.
             "heartbeat.interval": "1000",
             "heartbeat.timeout": "10000",
-            "slot.request.timeout": "20000",
+            "slot.request.timeout": "8000",
             "restart-strategy.type": "fixed-delay",
             "restart-strategy.fixed-delay.attempts": 3,
             "restart-strategy.fixed-delay.delay": "1 s",
@@ -174,7 +171,7 @@ class FlinkCluster:
             for number in (1, 2):
                 self.start_task_manager(number)
             self._start_job_server()
-            self.wait_for_task_managers(2)
+            self.wait_for_task_managers()
             stack.pop_all()
         return self
 
@@ -188,6 +185,7 @@ class FlinkCluster:
             number: which, from 1.
             network: its memory for what flows between tasks.
         """
+        self._ids[number] = f"task-manager-{number}-{time.monotonic_ns()}"
         sizes = {
             "taskmanager.memory.framework.heap.size": "128m",
             "taskmanager.memory.framework.off-heap.size": "64m",
@@ -208,12 +206,12 @@ class FlinkCluster:
                 **sizes,
                 "taskmanager.host": "127.0.0.1",
                 "taskmanager.bind-host": "127.0.0.1",
-                "taskmanager.resource-id": f"task-manager-{number}-{time.monotonic_ns()}",
+                "taskmanager.resource-id": self._ids[number],
                 "taskmanager.cpu.cores": 1.0,
                 "taskmanager.numberOfTaskSlots": 1,
             },
             heap=320,
-            direct=f"{int(network.rstrip('m')) + 192}m",
+            direct="320m",
         )
 
     def kill_task_manager(self, number: int) -> None:
@@ -221,19 +219,21 @@ class FlinkCluster:
         process = self._processes[f"task-manager-{number}"]
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        del self._ids[number]
 
-    def wait_for_task_managers(self, count: int) -> None:
-        """Waits until so many are registered and the job server listens."""
+    def wait_for_task_managers(self) -> None:
+        """Waits until those that run, and no others, are registered and the job server listens."""
         end = time.monotonic() + _START_WITHIN
         while time.monotonic() < end:
             for name, process in self._processes.items():
                 gone = process.poll() is not None and "task-manager" not in name
                 assert not gone, f"{name} ended:\n{self.log(name)}"
             with contextlib.suppress(OSError, ValueError):
-                if self.ask("/overview")["taskmanagers"] == count and self._job_server_listens():
+                known = {one["id"] for one in self.ask("/taskmanagers")["taskmanagers"]}
+                if known == set(self._ids.values()) and self._job_server_listens():
                     return
             time.sleep(0.2)
-        raise AssertionError(f"no {count} TaskManagers:\n{self.log('task-manager-1')}")
+        raise AssertionError(f"the TaskManagers never came:\n{self.log('task-manager-1')}")
 
     def ask(self, path: str) -> Any:
         """What Flink's REST API answers."""
@@ -263,8 +263,6 @@ class FlinkCluster:
         )
 
     def _job_server_listens(self) -> bool:
-        import socket
-
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self._job_ports[0])) == 0
 

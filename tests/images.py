@@ -14,6 +14,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
@@ -149,10 +150,13 @@ class Build:
         return self._built[name]
 
     def run(self, name: str, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Runs a command as a container of this stage would: its user, folder, environment."""
+        """Runs a command as a container of this stage would: its user, folder, environment.
+
+        What it writes is gone with it.
+        """
         stage = self.stage(name)
         script = f"exec {shlex.join(self.entering(stage, *command, **environment))}"
-        return self._mounted(stage, script)
+        return _run(self._mounting(stage, script))
 
     def start(
         self, name: str, *command: str, output: TextIO, **environment: str
@@ -174,7 +178,7 @@ class Build:
         variables = [f"{name}={value}" for name, value in given.items()]
         inner = ["sh", "-c", f'cd {shlex.quote(stage.folder)} && exec "$@"', "sh", *command]
         enter = ["chroot", f"--userspec={stage.user}", f"--groups={stage.user.partition(':')[2]}"]
-        return ["env", "-i", *variables, *enter, "root", *inner]
+        return [*enter, "root", "/usr/bin/env", "-i", *variables, *inner]
 
     def _execute(self, stage: Stage, instruction: Instruction) -> None:
         known = {**stage.arguments, **stage.environment}
@@ -245,30 +249,28 @@ class Build:
         self._step(stage, instruction, f"{mounts}exec {shlex.join(command)}")
 
     def _step(self, stage: Stage, instruction: Instruction, script: str) -> None:
-        done = self._mounted(stage, script)
+        done = _run(self._mounting(stage, script, layer=stage.layers[0]))
         if done.returncode != 0:
             output = (done.stdout + done.stderr)[-4000:]
             raise RuntimeError(f"{instruction.name} {instruction.value} failed:\n{output}")
 
-    def _mounted(self, stage: Stage, script: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self._mounting(stage, script),
-            capture_output=True,
-            text=True,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
+    def _mounting(self, stage: Stage, script: str, layer: Path | None = None) -> list[str]:
+        """The command that runs a script in a namespace of mounts in which `root` is the stage.
 
-    def _mounting(self, stage: Stage, script: str) -> list[str]:
-        """Runs a script in a namespace of mounts in which `root` is the stage."""
+        Args:
+            stage: what is mounted.
+            script: of the shell.
+            layer: which of its layers takes what is written; None: one that is thrown away, so
+                that several may run at once.
+        """
         work = self.folder / "work"
         work.mkdir(exist_ok=True)
-        upper, *lower = stage.layers
+        upper = layer or work / "upper"
+        lower = [one for one in stage.layers if one != layer]
         lines = [
             f"cd {shlex.quote(str(self.folder))}",
             "mount -t tmpfs tmpfs work",
-            "mkdir work/root",
-            f"mkdir -p {upper.name}.work",
+            f"mkdir -p work/root {shlex.quote(str(upper))} {shlex.quote(f'{upper}.work')}",
             _overlay(lower, "work/root", upper),
         ]
         for number, (there, (name, here)) in enumerate(stage.copies.items()):
@@ -292,6 +294,12 @@ class Build:
             script,
         ]
         return ["unshare", "--mount", "sh", "-euc", "\n".join(lines)]
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
 
 
 def _overlay(lower: list[Path], there: str, upper: Path | None = None) -> str:
@@ -352,5 +360,12 @@ def can_build() -> str:
         return "requirements/debian13.sh has made no Debian 13 tree here"
     mount = "mount -t tmpfs tmpfs /mnt && cd /mnt && mkdir a b c d && "
     mount += "mount -t overlay overlay -o lowerdir=a,upperdir=b,workdir=c d"
-    done = subprocess.run(["unshare", "--mount", "sh", "-c", mount], capture_output=True)
-    return "" if done.returncode == 0 else "this root may not mount an overlay"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", mount], capture_output=True, check=False
+    )
+    if done.returncode != 0:
+        return "this root may not mount an overlay"
+    uv = Path(sys.executable).with_name("uv")
+    asked = [uv, "pip", "compile", "--quiet", "--no-cache", "--no-deps", "-"]
+    done = subprocess.run(asked, input=b"uv", capture_output=True, check=False)
+    return "" if done.returncode == 0 else "the package index cannot be reached"

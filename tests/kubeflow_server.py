@@ -33,6 +33,8 @@ from graftline.pipeline.cli.main import main
 Message = dict[str, Any]
 TOKEN = "the right token"
 # Steps of the package below: names of their tasks, and what people call them.
+# How the API gives a package back that has a part for the platform.
+PARTS = ("pipeline_spec", "platform_spec")
 STEPS = {"begin": "begin", "trainer": "Trainer", "pusher": "Pusher", "refused-2": "refused"}
 
 
@@ -188,8 +190,18 @@ class Backend:
         return made
 
     def do_pipeline_service_list_pipeline_versions(self, ids, query, body):
-        found = [one for one in self.versions if one["pipeline_id"] == ids[0]]
+        found = [
+            {name: value for name, value in one.items() if name != "pipeline_spec"}
+            for one in self.versions
+            if one["pipeline_id"] == ids[0]
+        ]
         return self._page("pipeline_versions", found, query)
+
+    def do_pipeline_service_get_pipeline_version(self, ids, query, body):
+        for one in self.versions:
+            if [one["pipeline_id"], one["pipeline_version_id"]] == ids:
+                return one
+        raise Refusal(404, "no such version")
 
     def do_upload_pipeline_version(self, ids, query, body):
         if query["pipelineid"] not in self.pipelines:
@@ -203,6 +215,7 @@ class Backend:
             "pipeline_version_id": self._id("version"),
             "display_name": query["name"],
             "created_at": self._time(),
+            "pipeline_spec": dict(zip(PARTS, yaml.safe_load_all(body), strict=True)),
         }
         self.versions.append(made)
         return made

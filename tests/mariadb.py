@@ -1,10 +1,14 @@
-"""A MariaDB of its own for a test: Debian's server as a plain process in a temporary folder."""
+"""A MariaDB of its own for a test: Debian's server as a plain process in a temporary folder.
+
+Its settings and its user are those of kubeflow/manifests, made by the same files.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import pwd
+import shlex
 import shutil
 import socket
 import subprocess
@@ -14,13 +18,16 @@ from pathlib import Path
 
 import pytest
 
-USER, PASSWORD = "graftline", "p@ss w/o\"rd's-\u00e9nd"
+from deployment import MANIFESTS
+
+USER, PASSWORD = "graftline", "p@ss w/o\"rd's-\u00e9nd\\n"
+SCRIPTS = MANIFESTS / "base" / "metadata"
 # Where Debian puts daemons, which is not on everybody's PATH.
 _PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
 
 
 class MariaDB:
-    """A server that can be stopped and started again, with one user who may do all in `graftline`.
+    """A server that can be stopped and started again, with the user that steps have.
 
     Args:
         folder: for its data.
@@ -40,23 +47,18 @@ class MariaDB:
             f"--user={_me()}",
         )
         self.start()
-        password = PASSWORD.replace('"', '\\"')
-        self.ask(
-            f"CREATE USER {USER}@'%' IDENTIFIED BY \"{password}\";"
-            f"GRANT ALL ON graftline.* TO {USER}@'%';"
-        )
+        self._make_user()
 
     def start(self) -> None:
         """Starts it and waits until it answers."""
         command = [
             _program("mariadbd"),
-            "--no-defaults",
+            f"--defaults-file={SCRIPTS / 'graftline.cnf'}",
             f"--datadir={self._folder / 'data'}",
             f"--socket={self._socket}",
             f"--pid-file={self._folder / 'pid'}",
             f"--port={self.port}",
             "--bind-address=127.0.0.1",
-            "--skip-name-resolve",
             "--innodb-flush-log-at-trx-commit=0",
             f"--user={_me()}",
         ]
@@ -70,6 +72,14 @@ class MariaDB:
                 return
             time.sleep(0.1)
         raise AssertionError((self._folder / "log").read_text(errors="replace"))
+
+    def _make_user(self) -> None:
+        """Sources users.sh, as the entrypoint of the database's image does."""
+        client = shlex.join([_program("mariadb"), "--no-defaults", f"--socket={self._socket}"])
+        # The one function of the entrypoint that the script calls.
+        script = f'docker_process_sql() {{ {client} "$@"; }}\n. {SCRIPTS / "users.sh"}'
+        given = {"GRAFTLINE_METADATA_USER": USER, "GRAFTLINE_METADATA_PASSWORD": PASSWORD}
+        subprocess.run(["bash", "-euc", script], env={**os.environ, **given}, check=True)
 
     def stop(self) -> None:
         """Ends it; its data stays."""

@@ -30,11 +30,11 @@ def gc(project: Project, as_json: bool, dry_run: bool) -> None:
         # Not before it is known that nothing is under way.
         from graftline.pipeline import garbage
 
-        store = garbage.open_store(project)
-        found = garbage.find(project, store)
+        stores = garbage.open_stores(project)
+        found = garbage.find(project, stores)
         if not dry_run:
             try:
-                garbage.remove(project, store, found)
+                garbage.remove(project, stores, found)
             except OSError as error:
                 raise UserError(
                     f"{error.filename} cannot be removed: {error.strerror}. What was removed so "

@@ -30,6 +30,7 @@ _package = click.option(
 
 @project_command("submit")
 @_package
+@click.option("--newest", is_flag=True, help="Run the version uploaded last, whoever did it.")
 @click.option("--wait", is_flag=True, help="Follow the run; fail unless it succeeds.")
 @click.option("--name", default="", help="Of the run: one that is there already is not run again.")
 @click.option("--span", type=click.IntRange(min=1), help="Default: the next that is untrained.")
@@ -39,7 +40,13 @@ _package = click.option(
 @click.option("--bless", is_flag=True, help="Let the candidate pass the model gate.")
 @click.option("--reason", default="", help="Why an override is right; recorded.")
 def submit(
-    project: Project, as_json: bool, package: Path | None, wait: bool, name: str, **asked: Any
+    project: Project,
+    as_json: bool,
+    package: Path | None,
+    newest: bool,
+    wait: bool,
+    name: str,
+    **asked: Any,
 ) -> None:
     """Run the pipeline on Kubeflow Pipelines.
 
@@ -48,13 +55,19 @@ def submit(
     from graftline.kubeflow import submit as submission
     from graftline.kubeflow.package import Package
 
+    if package and newest:
+        raise UserError("--newest runs what was uploaded before: leave --package out.")
     overrides = click.get_current_context().meta["overrides"]
-    found = Package.read(package or project.root / _PACKAGE_NAME)
+    api = _api(project)
+    found = (
+        submission.newest(api, project)
+        if newest
+        else Package.read(package or project.root / _PACKAGE_NAME)
+    )
     parameters = {key: value for key, value in asked.items() if value}
     if overrides:
         parameters["overrides"] = json.dumps(overrides)
     say = _say(as_json)
-    api = _api(project)
     run = submission.submit(api, project, found, parameters, say, name)
     if not wait:
         if as_json:

@@ -12,7 +12,7 @@ import click
 
 from graftline.pipeline.project import Project
 
-_OVERRIDE = re.compile(r"^[a-z_]+(\.[a-z0-9_]+)+=")
+_OVERRIDE = re.compile(r"^[a-z_]+(\.[A-Za-z0-9_]+)+=")
 
 
 class OverridingCommand(click.Command):

@@ -26,6 +26,8 @@ from graftline.pipeline.notify.notice import Notice
 Channel = Callable[[Notice, float], None]
 
 _LAST_OUTPUT = 500
+# Linux starts no process with a variable of 128 KiB; a letter may take four bytes.
+_LONGEST_VARIABLE = 30_000
 _BUSY = 429
 
 
@@ -145,7 +147,7 @@ def _execute(command: tuple[str, ...], folder: Path, notice: Notice, seconds: fl
     told = {
         "GRAFTLINE_EVENT": notice.event,
         "GRAFTLINE_TITLE": notice.title,
-        "GRAFTLINE_TEXT": notice.in_words(),
+        "GRAFTLINE_TEXT": notice.in_words()[:_LONGEST_VARIABLE],
     }
     try:
         process = subprocess.Popen(

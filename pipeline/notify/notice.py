@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -60,13 +60,12 @@ class Notice(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.json.encode({**msgspec.to_builtins(self), "text": self.in_words()})
 
 
-def notice_of_run(project: Project, record: RunRecord, links: Mapping[str, str]) -> Notice | None:
+def notice_of_run(project: Project, record: RunRecord) -> Notice | None:
     """What there is to tell about a run that came to its end.
 
     Args:
         project: the project.
         record: the run's record.
-        links: further links, such as that of the run on a cluster.
 
     Returns:
         None where there is nothing: it was interrupted, is under way, or only tried values.
@@ -86,9 +85,9 @@ def notice_of_run(project: Project, record: RunRecord, links: Mapping[str, str])
     else:
         return None
     found = {"folder of the run": str(folder), "log": str(folder / run_record.LOG_NAME)}
-    if record.cluster and project.config.kubeflow.api.address:
-        address = project.config.kubeflow.api.address.rstrip("/")
-        found["run on the cluster"] = f"{address}/#/runs/details/{record.cluster}"
+    page = project.config.kubeflow.api.run_page(record.cluster)
+    if record.cluster and page:
+        found["run on the cluster"] = page
     if record.published_version is not None:
         found["version"] = str(project.base_path / str(record.published_version))
     event = record.state if record.state in EVENTS else run_record.FAILED
@@ -101,7 +100,7 @@ def notice_of_run(project: Project, record: RunRecord, links: Mapping[str, str])
         span=record.span,
         version=record.published_version,
         verdicts=tuple(verdicts(folder)),
-        links={**found, **job_link(), **links},
+        links={**found, **job_link()},
     )
 
 

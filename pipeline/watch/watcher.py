@@ -16,8 +16,7 @@ from graftline.components.ingest import completeness, workplace
 from graftline.components.ingest.completeness import Arrival
 from graftline.components.ingest.spans import list_spans
 from graftline.pipeline import run_record
-from graftline.pipeline.notify.notice import Notice, job_link
-from graftline.pipeline.notify.tell import tell, tell_rejected
+from graftline.pipeline.notify.tell import tell_given_up, tell_rejected
 from graftline.pipeline.project import Project
 from graftline.pipeline.run_record import RunRecord
 from graftline.pipeline.watch.commands import Answer, Commands
@@ -228,8 +227,8 @@ class Watcher:
         if not self._submit:
             return ["run", *span]
         # Under this name a run that is under way already is found again.
-        name = f"{entry.name}-{arrival.manifest[:8]}"
-        return ["kubeflow", "submit", "--wait", "--name", name, *span]
+        name = f"{entry.name}-{arrival.manifest[:8]}-span-{entry.span}"
+        return ["kubeflow", "submit", "--newest", "--wait", "--name", name, *span]
 
     def _drop_failed(self, arrival: Arrival, entry: Entry, answer: Answer) -> int:
         if answer.document.get("rejected"):
@@ -245,7 +244,7 @@ class Watcher:
         code = _MISTAKE if answer.code == _MISTAKE else 1
         if entry.failures >= self._config.tries:
             told = f"given up after {entry.failures} failures; the last: {answer.problem}"
-            self._tell_given_up(arrival, told)
+            tell_given_up(self._project, arrival.path, told, self._commands.log)
             return self._end(arrival, entry, "given up", told, code)
         pause = min(
             self._config.first_pause_seconds * 2 ** (entry.failures - 1),
@@ -264,18 +263,6 @@ class Watcher:
         self._ledger.put(arrival.key, entry, state, note)
         self._say(entry.name, f"{state}: {note}" if note else state)
         return code
-
-    def _tell_given_up(self, arrival: Arrival, told: str) -> None:
-        model = self._project.config.model.name
-        notice = Notice(
-            event="failed",
-            model=model,
-            title=f"{model}: the drop {arrival.path.name} is given up",
-            details=f"It was {told}\nMend the cause, then: graftline watch --again "
-            f"{arrival.path.name}",
-            links={"drop": str(arrival.path), "log": str(self._commands.log), **job_link()},
-        )
-        tell(self._project, notice)
 
     def _say_once(self, name: str, what: str) -> None:
         """Says what holds a drop up when it begins to, not at every look."""

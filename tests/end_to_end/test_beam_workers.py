@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from drops import examples
+from drops import examples, folders, take_in
 
-from commands import draw, graftline
-from graftline.components.ingest.spans import list_spans
 from graftline.pipeline.beam.check import check_beam
 from graftline.pipeline.beam.config import BeamConfig, WorkersConfig
+from graftline.pipeline.beam.options import beam_options
 from graftline.serving.errors import UserError
 from model_servers import free_port, until
 
@@ -87,8 +86,6 @@ def workers(
 
 
 def _listens(port: int) -> bool:
-    import socket
-
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
@@ -161,20 +158,10 @@ def _skip_without_namespaces(folder: Path) -> None:
 
 
 def test_a_drop_by_workers_of_a_pool_is_that_of_this_machine(job_server, tmp_path):
-    images = draw(tmp_path / "images", 4, seed=1)
-    graftline(tmp_path, "init", "here", "--images", str(images))
-    shutil.copytree(tmp_path / "here", tmp_path / "there")
-    graftline(tmp_path / "here", "drop", str(images))
+    source = folders(tmp_path / "images")
+    here = take_in(source, tmp_path / "here")
     with workers(tmp_path, job_server) as config:
-        settings = [
-            f"beam.runner={config.runner}",
-            f"beam.job_server={config.job_server}",
-            f"beam.workers.start={config.workers.start}",
-            f"beam.workers.pool={config.workers.pool}",
-        ]
-        graftline(tmp_path / "there", "drop", str(images), *settings)
-    [here], [there] = (list_spans(tmp_path / name / "spans") for name in ("here", "there"))
+        there = take_in(source, tmp_path / "there", beam_options=beam_options(config, "drop"))
     assert there.summary.shards == here.summary.shards
     assert examples(there) == examples(here)
-    started = re.findall(r"Starting worker with command", (tmp_path / "pool.log").read_text())
-    assert len(started) >= 2  # the one that looks, and those of the drop
+    assert (tmp_path / "pool.log").read_text().count("Starting worker") == 2

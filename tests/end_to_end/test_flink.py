@@ -39,7 +39,8 @@ model: {{name: blobs}}
 trainer:{trainer}
 image: {{size: 32}}
 drop: {{eval_share: 0.2, test_share: 0.3}}
-model_gate: {{min_accuracy: 0, min_class_recall: 0, min_test_images: 3, resamples: 100}}
+model_gate:
+  {{min_accuracy: 0, min_class_recall: 0, min_test_images: 3, tolerance: 1, resamples: 100}}
 data_gate: {{shift: false}}
 probe: {{enabled: false}}
 """
@@ -85,8 +86,9 @@ def output(project: Path, node: str, name: str) -> Path:
 def test_the_nodes_ran_there(there, cluster):
     assert BasePath(there / "serving" / "blobs").in_service() == 1
     jobs = cluster.ask("/jobs/overview")["jobs"]
-    # Two of the drop, one each of ExampleGen, statistics, Transform and Evaluator; and two looks.
-    assert len(jobs) >= 8
+    # Two of the drop, one each of ExampleGen, statistics and Evaluator, and two looks before; for a
+    # graph without analyzers, as ours is, Transform needs no data and thus no job.
+    assert len(jobs) == 7
     assert {job["state"] for job in jobs} == {"FINISHED"}
 
 
@@ -261,7 +263,7 @@ def test_a_task_manager_lost_for_good_fails_the_node_and_the_run_can_be_resumed(
     assert (stopped.id, stopped.state) == ("ImportExampleGen", "failed")
 
     cluster.start_task_manager(1)
-    cluster.wait_for_task_managers(2)
+    cluster.wait_for_task_managers()
     graftline(there, "resume")
     assert BasePath(there / "serving" / "blobs").in_service() == 2
 
@@ -301,8 +303,8 @@ def _job_at_work(cluster: FlinkCluster) -> str:
 def test_too_little_network_memory_is_told_with_the_setting(there, cluster, tmp_path):
     for number in (1, 2):
         cluster.kill_task_manager(number)
-        cluster.start_task_manager(number, network="1m")
-    cluster.wait_for_task_managers(2)
+        cluster.start_task_manager(number, network="64k")
+    cluster.wait_for_task_managers()
 
     images = str(draw(tmp_path / "images", 4, seed=3))
     said = graftline(there, "drop", images, "beam.probe=false", expect=2)

@@ -1,4 +1,4 @@
-"""kubeflow/Dockerfile, its steps executed in a Debian 13 tree, and what the images then do.
+"""The Dockerfiles, their steps executed in a Debian 13 tree, and what the images then do.
 
 Needs root and the tree that `requirements/debian13.sh` makes.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import time
@@ -18,7 +19,7 @@ import pytest
 import requests
 from packaging.utils import canonicalize_name
 
-from deployment import REPOSITORY
+from deployment import DEPLOY, REPOSITORY
 from images import Build, can_build
 from model_servers import free_port
 
@@ -30,15 +31,16 @@ SYSTEM = r"lib(c|dl|gcc_s|m|pthread|rt|stdc\+\+|util|z)\.so\.\d+"
 
 
 @pytest.fixture(scope="module")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
+def build(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Build]:
     reason = can_build()
     if reason:
         pytest.skip(reason)
-    build = Build(
-        REPOSITORY / "kubeflow" / "Dockerfile", tmp_path_factory.mktemp("images"), REVISION="abc"
-    )
+    folder = tmp_path_factory.mktemp("images")
+    build = Build(REPOSITORY / "kubeflow" / "Dockerfile", folder)
     build.stage("training")
-    return build
+    yield build
+    # Gigabytes, which pytest would keep for three runs.
+    shutil.rmtree(folder)
 
 
 def names(text: str) -> dict[str, str]:
@@ -128,6 +130,18 @@ def test_layers_and_settings_hold_no_trace_of_the_machine_that_built_them(build)
     for layer in stage.layers[:-1]:
         for secret in (".netrc", "pip.conf", ".docker", ".ssh"):
             assert not list((layer / "root").glob(f"**/{secret}")), layer
+
+
+def test_the_gateways_image_starts_and_holds_no_tensorflow(tmp_path, build):
+    gateway = Build(DEPLOY / "gateway" / "Dockerfile", tmp_path)
+    stage = gateway.stage("last")
+    assert stage.user == "65532:65532"
+    found = installed(gateway, "last")
+    assert not {"tensorflow", "tfx", "apache-beam"} & set(found)
+    done = gateway.run("last", *stage.entrypoint, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "--model_base_path" in done.stdout
+    assert gateway.run("last", "graftline", "--version").returncode == 0
 
 
 def test_an_extra_that_does_not_exist_is_refused(tmp_path, build):

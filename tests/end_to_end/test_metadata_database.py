@@ -4,100 +4,37 @@ from __future__ import annotations
 
 import gzip
 import os
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from deployment import MANIFESTS, run, tool
+from deployment import run
+from mariadb import PASSWORD, SCRIPTS, USER, MariaDB, mariadb
 
 pytestmark = pytest.mark.end_to_end
 
-SCRIPTS = MANIFESTS / "base" / "metadata"
-# What a password may hold: users.sh quotes it.
-PASSWORD = 'it\'s a "pass word"'
-
-
-@dataclass(frozen=True)
-class Database:
-    socket: Path
-    port: int
-
-    def query(self, statement: str) -> list[list[str]]:
-        """What root is told."""
-        done = run(
-            *(tool("mariadb", "MariaDB"), f"--socket={self.socket}", "--user=root"),
-            *("--batch", "--skip-column-names", "--execute", statement),
-        )
-        assert done.returncode == 0, done.stderr
-        return [line.split("\t") for line in done.stdout.splitlines()]
-
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    """A server with graftline.cnf, its users made by users.sh as the image's entrypoint would."""
-    server = tool("mariadbd", "MariaDB")
-    folder = tmp_path_factory.mktemp("db")
-    data, place = folder / "data", folder / "s.sock"
-    user = () if os.geteuid() else ("--user=root",)
-    made = run(
-        *(tool("mariadb-install-db", "MariaDB"), "--no-defaults", f"--datadir={data}"),
-        *("--auth-root-authentication-method=normal", "--skip-test-db", *user),
-    )
-    assert made.returncode == 0, made.stdout + made.stderr
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [
-            *(server, f"--defaults-file={SCRIPTS / 'graftline.cnf'}", f"--datadir={data}"),
-            *(f"--socket={place}", f"--pid-file={folder / 'pid'}", f"--port={port}"),
-            *("--bind-address=127.0.0.1", *user),
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=(folder / "log").open("w"),
-    )
-    try:
-        found = Database(place, port)
-        for _ in range(120):
-            if place.exists() or process.poll() is not None:
-                break
-            time.sleep(0.25)
-        assert place.exists(), (folder / "log").read_text()[-2000:]
-        # The one function of the entrypoint that the script calls.
-        entrypoint = f'docker_process_sql() {{ mariadb --socket={place} --user=root "$@"; }}\n'
-        done = run(
-            *("bash", "-euc", f"{entrypoint}. {SCRIPTS / 'users.sh'}"),
-            env={
-                "PATH": os.environ["PATH"],
-                "GRAFTLINE_METADATA_USER": "graftline",
-                "GRAFTLINE_METADATA_PASSWORD": PASSWORD,
-            },
-        )
-        assert done.returncode == 0, done.stderr
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDB]:
+    with mariadb(tmp_path_factory.mktemp("db")) as found:
         yield found
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 def test_the_user_has_the_only_plugin_that_mlmd_speaks(database):
-    found = database.query("SELECT user, host, plugin FROM mysql.user WHERE user = 'graftline'")
-    assert found == [["graftline", "%", "mysql_native_password"]]
+    found = database.ask("SELECT user, host, plugin FROM mysql.user WHERE user = 'graftline'")
+    assert found.splitlines()[1:] == ["graftline\t%\tmysql_native_password"]
 
 
 def test_the_user_has_rights_on_databases_of_projects_alone(database):
-    [usage, rights] = sorted(database.query("SHOW GRANTS FOR graftline@'%'"), reverse=True)
-    assert usage[0].startswith("GRANT USAGE ON *.*")
-    assert rights[0] == "GRANT ALL PRIVILEGES ON `graftline%`.* TO `graftline`@`%`"
+    rights, usage = sorted(database.ask("SHOW GRANTS FOR graftline@'%'").splitlines()[1:])
+    assert usage.startswith("GRANT USAGE ON *.*")
+    assert rights == "GRANT ALL PRIVILEGES ON `graftline%`.* TO `graftline`@`%`"
 
 
 def test_the_settings_are_those_of_the_file(database):
-    [[waits]] = database.query("SELECT @@global.wait_timeout")
+    waits = database.ask("SELECT @@global.wait_timeout").split()[-1]
     assert int(waits) == 7 * 24 * 3600
 
 
@@ -109,7 +46,7 @@ def test_mlmd_makes_a_database_and_a_backup_of_it_can_be_restored(database, tmp_
     config = metadata_store_pb2.ConnectionConfig()
     config.mysql.host, config.mysql.port = "127.0.0.1", database.port
     config.mysql.database = "graftline_flowers"
-    config.mysql.user, config.mysql.password = "graftline", PASSWORD
+    config.mysql.user, config.mysql.password = USER, PASSWORD
     store = metadata_store.MetadataStore(config, enable_upgrade_migration=True)
     store.put_context_type(metadata_store_pb2.ContextType(name="pipeline"))
     done = _backup(database, tmp_path)
@@ -143,7 +80,7 @@ def test_a_backup_that_fails_leaves_the_others_and_nothing_half_made(database, t
 
 
 def _backup(
-    database: Database, folder: Path, keep: int = 14, password: str = PASSWORD
+    database: MariaDB, folder: Path, keep: int = 14, password: str = PASSWORD
 ) -> subprocess.CompletedProcess[str]:
     return run(
         *("bash", SCRIPTS / "backup.sh"),
@@ -153,13 +90,13 @@ def _backup(
             "KEEP": str(keep),
             "METADATA_HOST": "127.0.0.1",
             "MYSQL_TCP_PORT": str(database.port),
-            "METADATA_USER": "graftline",
+            "METADATA_USER": USER,
             "MYSQL_PWD": password,
         },
     )
 
 
-def _as_user(database: Database, statements: str) -> None:
+def _as_user(database: MariaDB, statements: str) -> None:
     done = subprocess.run(
         ["mariadb", "--host=127.0.0.1", f"--port={database.port}", "--user=graftline"],
         input=statements,

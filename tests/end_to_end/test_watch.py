@@ -29,6 +29,7 @@ def until(condition: Callable[[], bool], command: Command) -> None:
     for _ in range(SECONDS * 20):
         if condition():
             return
+        assert command.process.is_alive(), command.output
         time.sleep(0.05)
     pytest.fail(f"not within {SECONDS} s: {command.output}")
 

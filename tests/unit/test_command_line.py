@@ -172,6 +172,15 @@ def test_init_writes_what_is_overridden(tmp_path):
     assert load_config(tmp_path / "p" / "graftline.yaml").trainer.seed == 7
 
 
+def test_an_override_may_name_a_stage_as_it_is_called(tmp_path):
+    source = images(tmp_path / "images", "a", "b")
+    own = "beam.nodes.StatisticsGen.parallelism=2"
+    assert graftline("init", tmp_path / "p", own, "--images", source) == 0
+    written = load_config(tmp_path / "p" / "graftline.yaml").beam
+    assert written.parallelism_of("StatisticsGen") == 2
+    assert written.parallelism_of("drop") is None
+
+
 def test_init_refuses_an_unknown_key_before_anything_is_written(tmp_path, capsys):
     source = images(tmp_path / "images", "a", "b")
     assert graftline("init", tmp_path / "p", "trainer.sed=7", "--images", source) == 2

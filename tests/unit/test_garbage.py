@@ -13,7 +13,7 @@ from graftline.components.trainer.feature_store import describe
 from graftline.pipeline import garbage, run_record
 from graftline.pipeline.cli.main import main
 from graftline.pipeline.code_digest import features_digest
-from graftline.pipeline.config import Config, write_config
+from graftline.pipeline.config import Config, override, write_config
 from graftline.pipeline.plan import Plan, SpanVersion
 from graftline.pipeline.project import Project
 from graftline.pipeline.run_record import RunRecord
@@ -50,7 +50,7 @@ def run(project: Project, state: str, baseline_uri: str = "") -> None:
 
 def found(project: Project) -> dict[str, str]:
     """Kind of everything that can go, by name."""
-    return {one.path.name: one.kind for one in garbage.find(project, None)}
+    return {one.path.name: one.kind for one in garbage.find(project, [])}
 
 
 def with_bound(project: Project, gigabytes: float) -> Project:
@@ -99,7 +99,7 @@ def test_a_second_name_of_a_file_frees_nothing(tmp_path):
 
 def test_a_gc_that_was_killed_is_finished_by_the_next(project):
     (project.artifacts / ".trash" / "half").mkdir(parents=True)
-    garbage.remove(project, None, garbage.find(project, None))
+    garbage.remove(project, [], garbage.find(project, []))
     assert not (project.artifacts / ".trash").exists()
 
 
@@ -112,6 +112,25 @@ def test_beside_a_run_it_is_refused_and_touches_nothing(project, capfd):
     assert _main(project, "--json") == 0
     assert json.loads(capfd.readouterr().out)["kinds"][garbage.FEATURES]["items"] == 1
     assert not (project.features / "old").exists()
+
+
+def test_beside_a_run_on_a_cluster_it_is_refused(project, capfd):
+    record = RunRecord(run_id="run-0001", span=1, version=1, cluster="abc", lease_minutes=5)
+    (project.runs / record.run_id).mkdir(parents=True)
+    record.write(project.runs)
+    assert _main(project) == 2
+    assert "under way" in capfd.readouterr().err
+
+
+def test_what_a_cluster_has_left_stays_where_its_metadata_cannot_be_asked(project, capfd):
+    record = RunRecord(run_id="run-0001", span=1, version=1, cluster="abc", state="published")
+    folder = project.runs / record.run_id
+    folder.mkdir(parents=True)
+    config = override(Config(), ["kubeflow.metadata.host=mariadb"])
+    write_config(config, folder / "config.yaml")
+    record.write(project.runs)
+    assert _main(project) == 2
+    assert "kept their metadata at mariadb" in capfd.readouterr().err
 
 
 def _main(project: Project, *arguments: str) -> int:

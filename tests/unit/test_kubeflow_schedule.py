@@ -112,6 +112,25 @@ def test_a_replacement_that_was_interrupted_is_put_right_by_the_next(
     assert (only["status"], only["trigger"]["cron_schedule"]["cron"]) == ("ENABLED", "0 0 3 * * *")
 
 
+def test_a_schedule_that_an_interruption_left_paused_is_not_passed_over_in_silence(
+    on_cluster, cluster, capsys, monkeypatch
+):
+    assert kubeflow(on_cluster, "schedule", NIGHTLY) == 0
+
+    def broken(api: Api, schedule_id: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Api, "enable_schedule", broken)
+        assert kubeflow(on_cluster, "schedule", "0 0 3 * * *") == 130
+    capsys.readouterr()
+    assert kubeflow(on_cluster, "submit") == 0
+    assert "the schedule is paused" in capsys.readouterr().out
+    assert kubeflow(on_cluster, "schedule", "0 0 3 * * *") == 0
+    [only] = cluster.schedules.values()
+    assert only["status"] == "ENABLED"
+
+
 def test_on_a_backend_that_pins_versions_the_schedule_is_replaced_at_each_new_one(
     on_cluster,
     cluster,

@@ -60,6 +60,21 @@ def test_the_same_package_is_one_version_and_another_one_the_next(on_cluster, cl
     assert names[2] == f"{names[0]}-2"
 
 
+def test_the_newest_version_is_run_whatever_package_lies_here(on_cluster, cluster, capsys):
+    assert kubeflow(on_cluster, "submit", "--newest") == 2
+    assert "No version of the pipeline 'flowers' was uploaded yet" in capsys.readouterr().err
+    assert kubeflow(on_cluster, "submit") == 0
+    package(on_cluster / "kubeflow.yaml", sdkVersion="older, on somebody's disk")
+    assert kubeflow(on_cluster, "submit", "--newest", "--span", "7", "--wait") == 0
+    assert len(cluster.versions) == 1
+    [_, run] = cluster.runs.values()
+    assert run["pipeline_version_reference"]["pipeline_version_id"] == "version-3"
+    assert run["runtime_config"]["parameters"] == {"span": 7}
+    (on_cluster / "kubeflow.yaml").unlink()
+    assert kubeflow(on_cluster, "submit", "--newest", "--accept-anomalies") == 2
+    assert "the version" in capsys.readouterr().err
+
+
 def test_waiting_shows_each_step_and_ends_well_only_where_the_run_succeeded(
     on_cluster, cluster, capsys
 ):

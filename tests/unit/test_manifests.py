@@ -7,10 +7,12 @@ import re
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 
-from deployment import MANIFESTS, REPOSITORY, kustomized, named, pod_templates, run, tool
+from deployment import MANIFESTS, REPOSITORY, kustomized, named, pod_templates
+from graftline.pipeline.beam.config import BeamConfig
 from graftline.pipeline.kubeflow_config import (
     PASSWORD_VARIABLE,
     USER_VARIABLE,
@@ -197,9 +199,11 @@ def test_the_job_server_is_where_the_flink_component_says(production):
     assert any(arg.startswith("--artifacts-dir=/graftline/") for arg in server["args"])
     task_manager = container(production, "graftline-flink", "flink-main-container")
     assert "/graftline" in {mount["mountPath"] for mount in task_manager["volumeMounts"]}
-    # Where beam.workers.pool is looked for when nothing is said.
+    config = msgspec.convert(beam, BeamConfig)
+    assert (config.runner, config.workers.start) == ("flink", "external")
     worker = container(production, "graftline-flink", "beam-workers")
-    assert worker["ports"] == [{"name": "pool", "containerPort": 50000}]
+    [port] = worker["ports"]
+    assert config.workers.pool == f"localhost:{port['containerPort']}"
 
 
 def _service(objects: list[dict[str, Any]], address: str) -> list[dict[str, Any]]:
@@ -378,10 +382,3 @@ def test_beside_kubeflow_itself_nothing_binds_the_whole_namespace(standalone):
     assert not kinds & {"Namespace", "ResourceQuota", "LimitRange"}
     for policy in named(standalone, "NetworkPolicy").values():
         assert policy["spec"]["podSelector"].get("matchLabels")
-
-
-def test_scripts_of_the_database_pass_shellcheck():
-    scripts = sorted((MANIFESTS / "base/metadata").glob("*.sh"))
-    assert len(scripts) == 2
-    done = run(tool("shellcheck", "the development tools"), *scripts)
-    assert done.returncode == 0, done.stdout

@@ -25,6 +25,7 @@ from graftline.pipeline.config import Config, load_config, override, write_confi
 from graftline.pipeline.notify.config import EmailConfig, NotifyConfig, WebhookConfig
 from graftline.pipeline.notify.delivery import deliver
 from graftline.pipeline.notify.notice import Notice, notice_of_run
+from graftline.pipeline.notify.tell import tell_of_run
 from graftline.pipeline.project import Project
 from graftline.pipeline.run_record import RunRecord
 from graftline.serving.errors import UserError
@@ -70,7 +71,7 @@ def a_run(tmp_path: Path, state: str, **fields: object) -> tuple[Project, RunRec
 
 def test_a_refusal_is_told_with_the_table_of_the_verdict_and_where_to_look(tmp_path):
     project, record = a_run(tmp_path, run_record.REFUSED, refused_by="model")
-    notice = notice_of_run(project, record, {"cluster": "https://kfp.example/#/runs/7"})
+    notice = notice_of_run(project, record)
     assert notice
     with webhook() as hook:
         assert deliver(by_webhook(hook.url), notice, tmp_path) == {"webhook": ""}
@@ -81,13 +82,12 @@ def test_a_refusal_is_told_with_the_table_of_the_verdict_and_where_to_look(tmp_p
     assert row == ["accuracy", "overall", "0.810", "0.930", "0.900", "no"]
     assert "accuracy is 0.810, less than 0.900" in told["text"]
     assert told["verdicts"][0]["checks"][0]["candidate"] == 0.81
-    assert told["links"]["cluster"] == "https://kfp.example/#/runs/7"
     assert f"log: {project.runs / 'run-0003' / 'run.log'}" in told["text"]
 
 
 def test_a_published_version_is_told_with_its_number_and_folder(tmp_path):
     project, record = a_run(tmp_path, run_record.PUBLISHED, published_version=4)
-    notice = notice_of_run(project, record, {})
+    notice = notice_of_run(project, record)
     assert notice
     assert (notice.event, notice.version, notice.span) == ("published", 4, 7)
     assert "version 4 is published" in notice.title
@@ -96,16 +96,23 @@ def test_a_published_version_is_told_with_its_number_and_folder(tmp_path):
 
 @pytest.mark.parametrize("state", [run_record.INTERRUPTED, run_record.TUNED, run_record.RUNNING])
 def test_of_any_other_end_nothing_is_told(tmp_path, state):
-    assert notice_of_run(*a_run(tmp_path, state), {}) is None
+    assert notice_of_run(*a_run(tmp_path, state)) is None
 
 
 def test_a_run_on_a_cluster_that_broke_off_has_failed_and_its_page_is_linked(tmp_path):
     project, record = a_run(tmp_path, run_record.INTERRUPTED, cluster="4f1c", error="evicted")
     config = override(project.config, ["kubeflow.api.address=https://kfp.example/pipeline/"])
-    notice = notice_of_run(Project(tmp_path, config), record, {})
+    notice = notice_of_run(Project(tmp_path, config), record)
     assert notice
     assert notice.event == "failed"
     assert notice.links["run on the cluster"] == "https://kfp.example/pipeline/#/runs/details/4f1c"
+
+
+def test_an_address_that_only_pods_know_is_no_link(tmp_path):
+    inside = override(Config(), ["kubeflow.api.address=http://ml-pipeline.kubeflow:8888"])
+    assert inside.kubeflow.api.run_page("7") == ""
+    told = override(inside, ["kubeflow.api.page=https://kfp.example/"])
+    assert told.kubeflow.api.run_page("7") == "https://kfp.example/#/runs/details/7"
 
 
 def test_the_last_step_on_a_cluster_tells_how_the_run_came_out(tmp_path, capsys):
@@ -125,10 +132,27 @@ def test_the_link_of_the_ci_job_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("GITHUB_SERVER_URL", "https://github.example")
     monkeypatch.setenv("GITHUB_REPOSITORY", "me/flowers")
     monkeypatch.setenv("GITHUB_RUN_ID", "12")
-    notice = notice_of_run(project, record, {})
+    notice = notice_of_run(project, record)
     assert notice
     assert notice.links["job"] == "https://github.example/me/flowers/actions/runs/12"
     assert "boom" in notice.in_words()
+
+
+def test_telling_never_raises_and_leaves_a_line_in_the_runs_log(tmp_path, capsys):
+    project, record = a_run(tmp_path, run_record.FAILED)
+    log = project.runs / record.run_id / run_record.LOG_NAME
+    with webhook(404) as hook:
+        config = override(project.config, [f"notify.webhook.url={hook.url}"])
+        told = Project(tmp_path, config)
+        tell_of_run(told, record)
+        tell_of_run(told, record)
+        (project.runs / record.run_id / "model_gate.json").write_text("{")
+        tell_of_run(told, record)
+    lines = log.read_text().splitlines()
+    assert lines[0].startswith("Not told by webhook: 127.0.0.1 answered 404")
+    assert lines[1] == "Told by webhook: model: run-0003 on span 7 failed"
+    assert lines[2].startswith("Nobody was told: ")
+    assert lines[0] in capsys.readouterr().err
 
 
 def test_an_event_that_nobody_wants_to_hear_of_is_not_sent(tmp_path):

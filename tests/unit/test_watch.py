@@ -405,7 +405,8 @@ def test_on_a_cluster_the_drop_is_submitted_under_a_name_that_is_found_again(wat
     drop(watch.drops / "a")
     assert watch.watcher(submit=True).once() == 0
     digest = hashlib.sha256((watch.drops / "a" / "manifest.csv").read_bytes()).hexdigest()
-    assert watch.calls[1] == f"kubeflow submit --wait --name a-{digest[:8]} --span 1"
+    name = f"a-{digest[:8]}-span-1"
+    assert watch.calls[1] == f"kubeflow submit --newest --wait --name {name} --span 1"
 
 
 def test_a_record_that_is_damaged_is_not_written_over(watch):

@@ -152,6 +152,18 @@ def test_on_a_cluster_they_are_submitted(tmp_path, system):
     ]
 
 
+@pytest.mark.parametrize(
+    ("system", "image", "commit"),
+    [("github", "IMAGE", "GITHUB_SHA"), ("gitlab", "GRAFTLINE_IMAGE", "CI_COMMIT_SHA")],
+)
+def test_code_that_was_pushed_runs_on_a_cluster_in_an_image_of_its_own(
+    tmp_path, system, image, commit
+):
+    named = {ON_CLUSTER[system]: "true", image: "registry.example/flowers", commit: "4f1c"}
+    first = carried_out(tmp_path, scripts()[AGAIN[system]], **named)[0]
+    assert first == "kubeflow compile kubeflow.image=registry.example/flowers:4f1c"
+
+
 @pytest.mark.parametrize("system", ["github", "gitlab"])
 @pytest.mark.parametrize("code", ["1", "2", "3"])
 def test_exit_codes_decide_the_job(tmp_path, system, code):
