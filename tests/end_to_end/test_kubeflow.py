@@ -16,6 +16,7 @@ import ml_metadata as mlmd
 import pytest
 
 from commands import draw, graftline, last_run
+from deployment import REPOSITORY
 from graftline.components.verdict import Verdict
 from graftline.pipeline import store
 from graftline.pipeline.config import load_config, override
@@ -23,6 +24,7 @@ from graftline.pipeline.kubeflow_config import PASSWORD_VARIABLE, USER_VARIABLE
 from graftline.pipeline.project import Project
 from graftline.pipeline.run_record import RunRecord
 from graftline.serving.base_path import BasePath
+from images import stages
 from kubeflow_backend import KILL, TERMINATE, Backend, KubeflowRun, RefusedRun
 from mariadb import PASSWORD, USER, MariaDB, mariadb
 
@@ -89,9 +91,20 @@ def cluster(untrained, tmp_path_factory):
             "kubeflow.defaults.retry_seconds=1",
         )
         secrets = {"graftline-metadata": {"username": USER, "password": PASSWORD}}
-        backend = Backend(folder, secrets)
+        backend = Backend(folder, secrets, image_environment())
         backend.upload(package)
+        # For whoever wants to see one.
+        shown = REPOSITORY / "build" / "kubeflow-package.yaml"
+        shown.parent.mkdir(exist_ok=True)
+        shutil.copyfile(package, shown)
         yield Cluster(volume / "project", untrained, package, backend, database, [])
+
+
+def image_environment() -> dict[str, str]:
+    """What the steps' image sets, but where its programs and its user's home are."""
+    runtime = stages(REPOSITORY / "kubeflow" / "Dockerfile")["runtime"]
+    pairs = [word.split("=", 1) for one in runtime if one.name == "ENV" for word in one.words()]
+    return {name: value for name, value in pairs if name not in ("PATH", "HOME")}
 
 
 def test_the_first_drop_is_published_though_the_database_was_down_and_a_step_was_killed(cluster):
