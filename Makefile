@@ -9,8 +9,8 @@ PYTEST := $(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfi
 # Without compiled modules every process would compile TensorFlow anew, ten seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help environment demo test test-fast test-end-to-end test-flink test-current check format \
-	lock clean
+.PHONY: help environment kubeflow-environment demo test test-fast test-end-to-end test-kubeflow
+.PHONY: test-flink test-current check format lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -18,17 +18,23 @@ help: ## list the targets
 environment: ## make or update .venv
 	@requirements/environment.sh
 
+kubeflow-environment: environment ## make or update .venv-kfp, which `graftline kubeflow` uses
+	@requirements/kubeflow_environment.sh
+
 demo: environment ## the main job on handwritten digits, five minutes
 	@$(PYTHON) -m graftline.pipeline.demo demo
 
-test: check ## all checks and tests
+test: check kubeflow-environment ## all checks and tests
 	$(PYTEST)
 
-test-fast: environment ## the tests that take seconds
+test-fast: kubeflow-environment ## the tests that take seconds
 	$(PYTEST) -m "not end_to_end"
 
-test-end-to-end: environment ## the tests that run whole pipelines and real processes
+test-end-to-end: kubeflow-environment ## the tests that run whole pipelines and real processes
 	$(PYTEST) -m end_to_end
+
+test-kubeflow: kubeflow-environment ## the package for Kubeflow Pipelines, compiled and executed
+	$(PYTEST) tests/unit/test_kubeflow_*.py tests/end_to_end/test_kubeflow*.py
 
 test-flink: environment ## the tests on a real Flink cluster (Java 17, Maven)
 	$(PYTHON) -m pytest -m flink --durations 25
@@ -39,7 +45,7 @@ test-current: ## the fast tests and the demo on the current stack, in a Debian 1
 check: environment ## lint, format, types
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	.venv/bin/shellcheck requirements/*.sh .ci/run
+	.venv/bin/shellcheck requirements/*.sh kubeflow/manifests/base/metadata/*.sh .ci/run
 	@mkdir -p $(TYPES)
 	@for folder in $(FOLDERS); do ln -sfn ../../../$$folder $(TYPES)/$$folder; done
 	$(PYTHON) -m mypy
@@ -48,9 +54,17 @@ format: environment ## put the sources into shape
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
-lock: environment ## resolve both lock files anew, to the newest versions the pins allow
+lock: environment ## resolve the lock files anew, to the newest versions the pins allow
 	$(RESOLVE) --python-version 3.10 -o requirements/tfx-1.16.lock requirements/tfx-1.16.in
 	$(RESOLVE) --python-version 3.12 --universal -o requirements/tfx-1.21.lock requirements/tfx-1.21.in
+	@# What images have besides, for CUDA and notebooks.
+	.venv/bin/uv pip compile --quiet --no-header --no-annotate --override requirements/overrides.in \
+		--extra cuda --extra notebook --constraint requirements/tfx-1.21.lock \
+		--python-version 3.13 --python-platform x86_64-manylinux_2_40 \
+		requirements/tfx-1.21.in pyproject.toml | grep -vxFf requirements/tfx-1.21.lock \
+		>requirements/images.lock
+	.venv/bin/uv pip compile --quiet --upgrade --no-header --no-annotate --python-version 3.10 \
+		--universal -o kubeflow/requirements.lock kubeflow/requirements.in
 
 clean: ## remove what these targets made
-	rm -rf .venv .venv.lock build demo .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv.lock .venv-kfp .venv-kfp.lock build demo .mypy_cache .pytest_cache .ruff_cache *.egg-info

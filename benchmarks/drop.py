@@ -27,7 +27,7 @@ from pathlib import Path
 from PIL import Image
 
 _CLASSES = 10
-_TURNS = (
+TURNS = (
     None,
     Image.Transpose.FLIP_LEFT_RIGHT,
     Image.Transpose.FLIP_TOP_BOTTOM,
@@ -44,7 +44,7 @@ def make(originals: list[Path], count: int, folder: Path) -> None:
     variants = (
         (again, turn, original)
         for again in itertools.count()
-        for turn in _TURNS
+        for turn in TURNS
         for original in originals
     )
     for number, variant in enumerate(itertools.islice(variants, count)):
@@ -54,15 +54,24 @@ def make(originals: list[Path], count: int, folder: Path) -> None:
 def _write(
     number: int, again: int, turn: Image.Transpose | None, original: Path, folder: Path
 ) -> None:
+    target = folder / f"class-{number % _CLASSES}" / f"{number:06d}.jpg"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(variant(again, turn, original))
+
+
+def variant(
+    again: int, turn: Image.Transpose | None, original: Path, side: int | None = None
+) -> bytes:
+    """The file with other bytes: turned, resized to a square where `side` says so, recompressed."""
     image = Image.open(original)
     if turn is not None:
         image = image.transpose(turn)
+    if side:
+        image = image.resize((side, side))
     stream = io.BytesIO()
     # From the ninth time on a comment makes the bytes different, where the image is not.
     image.save(stream, "JPEG", quality=85, comment=f"{again}".encode())
-    target = folder / f"class-{number % _CLASSES}" / f"{number:06d}.jpg"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(stream.getvalue())
+    return stream.getvalue()
 
 
 def decode(folder: Path) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """The trainer beside what the machine could do: rates, memory, several workers.
 
-    python benchmarks/training.py IMAGES WEIGHTS [--parts rates memory workers] [--seeds 1 2 3]
-                                  [--sizes 1000 4000 16000]
+    python benchmarks/training.py IMAGES WEIGHTS [--parts rates precision memory workers]
+                                  [--seeds 1 2 3] [--sizes 1000 4000 16000]
+                                  [--backbones resnet50 efficientnet_v2_b0] [--batch 32]
 
 IMAGES   folder with one sub-folder per class
 WEIGHTS  MobileNetV2 0.35 no-top weights (h5)
@@ -11,6 +12,11 @@ rates    images per second of the input pipeline, beside plain JPEG decoding of 
          beside the bare backbone on a batch that lies in memory, and beside Beam, which could
          compute them as well. By turns, the median of several. Of activations that are made, beside
          activations that are read from the disk.
+precision
+         images per second of the frozen phase's features and of fine-tuning half of the blocks, per
+         backbone, in float32 and in what `trainer.precision: auto` takes on a GPU; and the share of
+         that time for which the device waits for images, from the same work on a batch that it
+         holds. Without a GPU the processor is measured, beside bfloat16, and the output says so.
 memory   peak of `graftline run` on so many images, copies of IMAGES with other bytes.
 workers  accuracy and seconds of the Trainer with one worker and with two, for every seed.
 
@@ -26,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,11 +41,16 @@ from accuracy import graftline, last_run
 from main_job import measured
 
 if TYPE_CHECKING:
+    import tensorflow as tf
+    import tf_keras
+
     from graftline.components.trainer.devices import Hardware
     from graftline.components.trainer.inputs import Images
 
 _ROUNDS = 3
 _BATCH = 32
+# Batches that are timed of each network, after some that warm up.
+_TIMED_ON_GPU, _TIMED_ON_PROCESSOR = 100, 3
 # What a Beam function finds in its process: it cannot carry a network.
 _held: dict[str, Any] = {}
 
@@ -61,16 +72,120 @@ def begin(folder: Path, images: Path, weights: Path) -> tuple[Path, list[str]]:
 
 def rates(folder: Path, images: Path, weights: Path) -> None:
     """Prints images per second of reading and of the frozen phase, beside their bare parts."""
+    project = trained(folder, images, weights)
+    in_a_process("print_rates", str(project), str(images), str(weights))
+
+
+def precision(folder: Path, images: Path, weights: Path, backbones: list[str], batch: int) -> None:
+    """Prints images per second of both phases in float32 and in 16 bits, per backbone."""
+    project = trained(folder, images, weights)
+    for name in backbones:
+        for kept in ("float32", "16 bits"):
+            in_a_process("print_precision", str(project), name, kept, str(batch))
+
+
+def trained(folder: Path, images: Path, weights: Path) -> Path:
+    """A project that has taken the images in and trained once, as shortly as can be."""
     project, overrides = begin(folder, images, weights)
     quick = ["trainer.phases=[{name: frozen, epochs: 1, rate: 1e-3}]", "trainer.feature_store_gb=0"]
-    graftline(project, "run", *overrides, *quick)
-    code = "import training; training.print_rates(*__import__('sys').argv[1:])"
+    anything = ["model_gate.min_accuracy=0.0", "model_gate.min_class_recall=0.0"]
+    graftline(project, "run", *overrides, *quick, *anything)
+    return project
+
+
+def in_a_process(function: str, *arguments: str) -> None:
+    """Calls a function of this module in a process of its own, which has TensorFlow."""
+    code = f"import training; training.{function}(*__import__('sys').argv[1:])"
     subprocess.run(
-        [sys.executable, "-c", code, str(project), str(images), str(weights)],
+        [sys.executable, "-c", code, *arguments],
         cwd=Path(__file__).parent,
         check=True,
         stderr=subprocess.DEVNULL,
     )
+
+
+def training_images(project: str) -> Images:
+    """Those that a project's only run has trained on."""
+    import tensorflow_transform as tft
+
+    from graftline.components.trainer.inputs import Images
+
+    artifacts = Path(project) / "tfx"
+    [graph] = artifacts.glob("Transform/transform_graph/*")
+    pattern = str(artifacts / "ImportExampleGen" / "examples" / "*" / "Split-train" / "*")
+    return Images.find([pattern], tft.TFTransformOutput(str(graph)))
+
+
+def print_precision(project: str, name: str, kept: str, batch_size: str) -> None:
+    """Prints images per second of both phases of one network, and how long the device waits.
+
+    Args:
+        project: a project whose only run has trained, on images of 224 pixels.
+        name: the backbone; its weights are random, which makes it no faster.
+        kept: `float32`, or `16 bits`: float16 on a GPU, bfloat16 on a processor.
+        batch_size: images per batch.
+    """
+    import tensorflow as tf
+    import tf_keras
+
+    from graftline.components.trainer.backbones import build
+    from graftline.components.trainer.config import PhaseConfig, TrainerConfig
+    from graftline.components.trainer.devices import Hardware
+    from graftline.components.trainer.features import infer
+    from graftline.components.trainer.network import join, make_head, pooled
+    from graftline.components.trainer.objective import make_loss, make_optimizer, to_train_on
+
+    is_gpu = bool(tf.config.list_physical_devices("GPU"))
+    number = "float32" if kept == "float32" else "float16" if is_gpu else "bfloat16"
+    phase = PhaseConfig(name="fine_tune", epochs=2, rate=1e-5, fraction=0.5)
+    size = int(batch_size)
+    config = TrainerConfig(
+        backbone=name,
+        weights="imagenet",
+        phases=(phase,),
+        batch_size=size,
+        precision=number,
+        devices=(0,) if is_gpu else None,
+    )
+    hardware = Hardware.find(config)
+    images = training_images(project)
+    classes = int(images.labels.max()) + 1
+    steps = _TIMED_ON_GPU if is_gpu else _TIMED_ON_PROCESSOR
+    whole = [batch for batch in images.batches(size).take(2) if len(batch[1]) == size]
+    held = tf.data.Dataset.from_tensors(whole[0]).repeat()
+    # The first batches fill the pipeline's buffers, which would pass for its speed.
+    read = images.shuffled_batches(size, 0)
+    read = read.filter(lambda _, labels: tf.shape(labels)[0] == size)
+    with hardware.scope():
+        backbone = pooled(build.load(name, "none", 1.0, 224, Path()), "mean")
+        head = make_head(config.head, backbone.output_shape[-1], classes)
+        network = tf_keras.Model(backbone.input, {"features": backbone.output})
+        blocks = build.upper_blocks(backbone, name, phase.fraction, 0)
+        lower, _ = build.split(backbone, name, blocks)
+        model = join(backbone, head, pretrained=True)
+    features = {
+        source: _frozen(infer(network, batches.take(2 * steps + 2), hardware), steps) * size
+        for source, batches in (("read", read), ("held", held))
+    }
+    with hardware.scope():
+        if lower is not None:
+            lower.trainable = False
+        model.compile(make_optimizer(phase, config, steps), make_loss(0.1))
+        tuned = {
+            source: _fitted(model, to_train_on(batches, classes, config, None), steps) * size
+            for source, batches in (("read", read), ("held", held))
+        }
+    device = tf.config.list_logical_devices("GPU" if is_gpu else "CPU")[0].name
+    print(
+        f"{name} in {number} on {device}, batches of {size}" + ("" if is_gpu else "; NO GPU HERE")
+    )
+    for said, found in (("features", features), ("fine-tuning", tuned)):
+        waits = max(0.0, 1 - found["read"] / found["held"])
+        print(
+            f"  {said:<12}{found['read']:8.0f} images/s, {found['held']:8.0f} on one batch that it "
+            f"holds: waits for images {waits:.0%} of the time",
+            flush=True,
+        )
 
 
 def print_rates(project: str, images: str, weights: str) -> None:
@@ -84,7 +199,6 @@ def print_rates(project: str, images: str, weights: str) -> None:
     import apache_beam as beam
     import numpy as np
     import tensorflow as tf
-    import tensorflow_transform as tft
     import tf_keras
     from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -92,15 +206,12 @@ def print_rates(project: str, images: str, weights: str) -> None:
     from graftline.components.trainer.config import AugmentationConfig, TrainerConfig
     from graftline.components.trainer.devices import Hardware
     from graftline.components.trainer.features import FeatureComputer, FeatureFolder, infer
-    from graftline.components.trainer.inputs import FEATURES, IMAGE, LABEL, Images
+    from graftline.components.trainer.inputs import FEATURES, IMAGE, LABEL
     from graftline.components.trainer.network import pooled
     from graftline.pipeline.beam.config import BeamConfig
     from graftline.pipeline.beam.options import beam_options
 
-    artifacts = Path(project) / "tfx"
-    [graph] = artifacts.glob("Transform/transform_graph/*")
-    pattern = str(artifacts / "ImportExampleGen" / "examples" / "*" / "Split-train" / "*")
-    train = Images.find([pattern], tft.TFTransformOutput(str(graph)))
+    train = training_images(project)
     config = TrainerConfig(backbone="mobilenet_v2", alpha=0.35, weights=weights)
     hardware = Hardware.find(config)
     with hardware.scope():
@@ -157,7 +268,8 @@ def print_rates(project: str, images: str, weights: str) -> None:
         with beam.Pipeline(options=options) as pipeline:
             _ = (
                 pipeline
-                | beam.io.ReadFromTFRecord(pattern, validate=False)
+                | beam.Create(train.files)
+                | beam.io.ReadAllFromTFRecord()
                 | beam.BatchElements(_BATCH, _BATCH)
                 | beam.Map(_in_beam)
             )
@@ -196,6 +308,24 @@ def print_boundaries(train: Images, hardware: Hardware) -> None:
 def _in_beam(batch: list[bytes]) -> None:
     """What a Beam stage would do, in the process of the in-memory runner."""
     _held["count"] += len(_held["features_of"](batch).numpy())
+
+
+def _frozen(results: Iterator[object], steps: int) -> float:
+    """Batches per second of what comes out, once it flows."""
+    for _ in range(steps + 2):
+        next(results)
+    started = time.monotonic()
+    for _ in range(steps):
+        next(results)
+    return steps / (time.monotonic() - started)
+
+
+def _fitted(model: tf_keras.Model, batches: tf.data.Dataset, steps: int) -> float:
+    """Batches per second of training, once it flows."""
+    model.fit(batches, steps_per_epoch=steps, epochs=1, verbose=0)
+    started = time.monotonic()
+    model.fit(batches, steps_per_epoch=steps, epochs=1, verbose=0)
+    return steps / (time.monotonic() - started)
 
 
 def _by_turns(*contenders: Callable[[], int]) -> list[float]:
@@ -255,9 +385,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("images", type=Path)
     parser.add_argument("weights", type=Path)
-    parser.add_argument("--parts", nargs="+", default=["rates", "memory", "workers"])
+    parser.add_argument("--parts", nargs="+", default=["rates", "precision", "memory", "workers"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 4000, 16000])
+    parser.add_argument("--backbones", nargs="+", default=["resnet50", "efficientnet_v2_b0"])
+    parser.add_argument("--batch", type=int, default=_BATCH)
     options = parser.parse_args()
     images, weights = options.images.resolve(), options.weights.resolve()
     print(json.dumps({"images": str(images), "parts": options.parts}), flush=True)
@@ -265,6 +397,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="graftline-training-") as name:
             if part == "rates":
                 rates(Path(name), images, weights)
+            elif part == "precision":
+                precision(Path(name), images, weights, options.backbones, options.batch)
             elif part == "memory":
                 memory(Path(name), images, weights, options.sizes)
             elif part == "workers":

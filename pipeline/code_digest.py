@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import subprocess
+import sysconfig
 from collections.abc import Iterator
 from importlib import metadata, resources
 from pathlib import Path
@@ -21,9 +22,11 @@ from graftline.serving.manifest import hash_file
 def code_digest() -> str:
     """SHA-256 over the sources that nodes execute and the versions of installed packages."""
     digest = hashlib.sha256(sources_digest().encode())
-    versions = {
-        f"{distribution.name}=={distribution.version}" for distribution in metadata.distributions()
-    }
+    # Not whatever is on the path: libraries put folders of their own there once they are imported.
+    installed = metadata.distributions(
+        path=sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    )
+    versions = {f"{distribution.name}=={distribution.version}" for distribution in installed}
     digest.update("\n".join(sorted(versions)).encode())
     return digest.hexdigest()
 

@@ -52,7 +52,7 @@ def compared_runs(project: Project) -> Iterator[ComparedRun]:
         folder = project.runs / record.run_id
         yield ComparedRun(
             record=record,
-            configuration=_flat(_configuration(folder / "config.yaml")),
+            configuration=flatten(_configuration(folder / "config.yaml")),
             measures=_measures(folder / "model_gate.json"),
             training=_read_training(trainings.get(record.key)),
         )
@@ -93,7 +93,7 @@ def _configuration(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _flat(tree: Any, path: str = "") -> dict[str, Any]:
+def flatten(tree: Any, path: str = "") -> dict[str, Any]:
     """`{"a": {"b": 1}}` as `{"a.b": 1}`; members of a list go by their name, if they have one."""
     if isinstance(tree, dict):
         members = tree.items()
@@ -106,7 +106,7 @@ def _flat(tree: Any, path: str = "") -> dict[str, Any]:
         return {path: tree}
     flat: dict[str, Any] = {}
     for name, member in members:
-        flat |= _flat(member, f"{path}.{name}" if path else str(name))
+        flat |= flatten(member, f"{path}.{name}" if path else str(name))
     return flat
 
 

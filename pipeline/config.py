@@ -27,6 +27,10 @@ from graftline.components.trainer.backbones import registry
 from graftline.components.trainer.config import ImageConfig, TrainerConfig
 from graftline.components.tuner.config import TunerConfig
 from graftline.pipeline.beam.config import BeamConfig
+from graftline.pipeline.kubeflow_config import KubeflowConfig
+from graftline.pipeline.notify.config import NotifyConfig
+from graftline.pipeline.prices import PricesConfig
+from graftline.pipeline.watch.config import WatchConfig
 from graftline.serving.config import ServingConfig
 from graftline.serving.errors import UserError
 from graftline.serving.gateway.config import GatewayConfig
@@ -52,6 +56,14 @@ class PathsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     schema: Annotated[
         str, Meta(min_length=1, description="The curated schema: review it, commit it.")
     ] = "schema/schema.pbtxt"
+    drops: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="Where `graftline watch` looks for drops: a folder each, complete once its "
+            "manifest is there.",
+        ),
+    ] = "drops"
     spans: Annotated[
         str, Meta(min_length=1, description="Drops as TFRecords: span-<N>/version-<M>.")
     ] = "spans"
@@ -107,6 +119,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     serving: ServingConfig = ServingConfig()
     beam: BeamConfig = BeamConfig()
     gateway: GatewayConfig = GatewayConfig()
+    notify: NotifyConfig = NotifyConfig()
+    watch: WatchConfig = WatchConfig()
+    kubeflow: KubeflowConfig = KubeflowConfig()
+    prices: PricesConfig = PricesConfig()
 
     def __post_init__(self) -> None:
         """Refuses sections that do not go together.
@@ -245,8 +261,9 @@ def _lines(value: msgspec.Struct, default: msgspec.Struct, depth: int) -> Iterat
         for key, hint in get_type_hints(section, include_extras=True).items():
             said = [m.description for m in getattr(hint, "__metadata__", ()) if m.description]
             yield from _comment(indent, f"  {key}: {' '.join(said)}")
-        empty = "{}" if isinstance(found, dict) else "[]"
-        yield f"{indent}{name}:" + (f" {empty}" if not found else "")
+        yield f"{indent}{name}:" + (f" {_scalar(found)}" if not found else "")
+        if not found:
+            continue
         if isinstance(found, dict):
             yield from (f"{indent}  {key}: {_scalar(item)}" for key, item in found.items())
         else:

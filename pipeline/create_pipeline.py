@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import msgspec
 import tensorflow_data_validation as tfdv
-from ml_metadata.proto import metadata_store_pb2
 from tfx.components.example_gen.import_example_gen.component import ImportExampleGen
 from tfx.components.example_validator.component import ExampleValidator
 from tfx.components.pusher.component import Pusher
@@ -119,16 +118,7 @@ def create_pipeline(project: Project, plan: Plan, extent: Extent = "publication"
         pipeline_root=str(project.artifacts),
         components=nodes,
         enable_cache=True,
-        metadata_connection_config=metadata_connection(project.metadata),
     )
-
-
-def metadata_connection(database: Path) -> metadata_store_pb2.ConnectionConfig:
-    """How to reach the metadata database, which is made when it is missing."""
-    connection = metadata_store_pb2.ConnectionConfig()
-    connection.sqlite.filename_uri = str(database)
-    connection.sqlite.connection_mode = 3  # READWRITE_OPENCREATE
-    return connection
 
 
 def compile_pipeline(

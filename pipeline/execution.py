@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from graftline.components.verdict import Verdict
-from graftline.pipeline import planning, run_record, tuned
+from graftline.components import memory
+from graftline.pipeline import outcome, planning, run_record, tuned
 from graftline.pipeline.console import Console
 from graftline.pipeline.plan import FILE_NAME as PLAN_NAME
 from graftline.pipeline.plan import Plan, SpanVersion
@@ -24,14 +24,6 @@ if TYPE_CHECKING:
     from graftline.pipeline.create_pipeline import Extent
 
 _TRIALS = "trials.json"
-# What can be done about a candidate that one of them refused.
-_NEXT_STEPS = {
-    "model": "To publish it all the same: `graftline run --bless --reason TEXT`.",
-    "probe": (
-        "What the server said is in serving_probe.log there. `graftline resume` asks it again; "
-        "with other bounds: `graftline run probe.KEY=VALUE`."
-    ),
-}
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,26 +58,33 @@ class Execution:
 
     def all(self) -> None:
         """Plans, ingests the missing spans of the window, then runs the whole pipeline."""
+        plan = self.plan()
+        self._run(plan, "tuning" if self._request.tune else "publication")
+        if self._request.tune:
+            self._keep_values()
+        else:
+            self._judge()
+            outcome.conclude(self._record, self._store)
+
+    def plan(self) -> Plan:
+        """Decides what the run does, and ingests the spans that its window lacks."""
         self._console.progress("loading TensorFlow and TFX")
         from graftline.components.trainer.devices import take_gpus
-        from graftline.pipeline.local_runner import clean_after_kill, open_store
+        from graftline.pipeline.store import clean_after_kill, connection, open_store
 
-        # All nodes share this process, and the first of them may use a GPU.
-        take_gpus(self._project.config.trainer.devices)
-
-        with open_store(self._project.metadata) as self._store:
-            for node in clean_after_kill(self._store, self._project.artifacts):
-                self._console.line(
-                    f"  cleaned up after {node.rsplit('.', 1)[-1]}, which was cut off"
-                )
-            plan = self._decide()
-            self._record.window = plan.window
-            self._console.line(self._describe(plan))
-            self._run(plan, "tuning" if self._request.tune else "publication")
-            if self._request.tune:
-                self._keep_values()
-            else:
-                self._conclude()
+        if not self._record.cluster:
+            # All nodes share this process, and the first of them may use a GPU.
+            take_gpus(self._project.config.trainer.devices)
+        self._connection = connection(self._project, cluster=bool(self._record.cluster))
+        self._store = open_store(self._connection)
+        for node in clean_after_kill(
+            self._store, self._project.artifacts, self._store.get_executions()
+        ):
+            self._console.line(f"  cleaned up after {node}, which was cut off")
+        plan = self._decide()
+        self._record.window = plan.window
+        self._console.line(self._describe(plan))
+        return plan
 
     def _decide(self) -> Plan:
         """The plan of the run, made once; spans of its window that no run has seen come first."""
@@ -94,19 +93,25 @@ class Execution:
             if plan.baseline and not Path(plan.baseline_uri or "?").is_dir():
                 renew_baseline(self._project, self._folder)
             return Plan.read(self._folder)
-        from graftline.pipeline.local_runner import blessed_spans
+        from graftline.pipeline.store import blessed_spans, lost_spans
 
+        blessed = blessed_spans(self._store)
+        lost = lost_spans(self._store, blessed)
         for missing in planning.never_ingested(
-            self._project, self._record.target, blessed_spans(self._store), self._refused_spans()
+            self._project, self._record.target, blessed, self._refused_spans(), lost
         ):
-            self._console.line(f"  {missing} is in the window and was never ingested:")
-            self._ingest(self._plan(missing))
+            why = "its examples were removed" if missing in lost else "was never ingested"
+            self._console.line(f"  {missing} is in the window and {why}:")
+            plan = self._plan(missing)
+            if missing in lost:
+                plan = msgspec.structs.replace(plan, accept_anomalies="it has passed before")
+            self._ingest(plan)
         plan = self._plan(self._record.target)
         plan.write(self._folder)
         return plan
 
     def _plan(self, target: SpanVersion) -> Plan:
-        from graftline.pipeline.local_runner import blessed_spans
+        from graftline.pipeline.store import blessed_spans
 
         request, reason = self._request, self._request.reason
         accepted = request.accept_anomalies and target == self._record.target
@@ -150,7 +155,8 @@ class Execution:
     def _run(self, plan: Plan, extent: Extent) -> None:
         from graftline.components.serving_probe.component import ServingProbe
         from graftline.pipeline.create_pipeline import compile_pipeline, report_folder
-        from graftline.pipeline.local_runner import NotInCache, run_pipeline
+        from graftline.pipeline.launch import NotInCache
+        from graftline.pipeline.local_runner import run_pipeline
 
         ir = compile_pipeline(self._project, plan, extent)
         # A resumed run goes by the same name: a node that failed takes its execution up again.
@@ -159,7 +165,12 @@ class Execution:
         cache_only = ("Trainer",) if self._record.took_up else ()
         try:
             run_pipeline(
-                ir, run_id, self._store, self._project.config.beam, self._listen, cache_only
+                ir,
+                run_id,
+                self._connection,
+                self._project.config.beam,
+                self._listen,
+                cache_only,
             )
         except NotInCache as error:
             raise candidate_gone(self._record.took_up) from error
@@ -167,44 +178,27 @@ class Execution:
             if self._record.nodes[-1].id == ServingProbe.__name__:
                 self._judge()
                 raise
-            self._record.refused_spans = (*self._record.refused_spans, plan.target)
-            if extent != "data":
-                self._record.refused_by = "data"
-            verdict = Verdict.read(report_folder(self._project, plan, extent) / "data_gate.json")
-            raise Refused(
-                f"{plan.target} is refused: nothing was trained on it.\n{verdict.in_words()}\n"
-                f"{self._what_to_do(plan.target, verdict)}",
-                msgspec.to_builtins(verdict),
+            report = report_folder(self._project, plan, extent)
+            raise outcome.data_refused(
+                self._project, self._record, plan.target, report, earlier=extent == "data"
             ) from None
-
-    def _what_to_do(self, target: SpanVersion, verdict: Verdict) -> str:
-        again = (
-            f"Mend the data and drop it again (graftline drop SOURCE --span {target.span} "
-            f"--version {target.version + 1})"
-        )
-        if verdict.final:
-            return (
-                f"{again}; nothing can be trained on it as it is. A class that is to be learnt "
-                f"from now on belongs into the schema, {self._project.schema}."
-            )
-        return (
-            f"{again}, or let it through with `graftline run --span {target.span} "
-            "--accept-anomalies --reason TEXT`."
-        )
 
     def _listen(self, node: str, state: str, seconds: float) -> None:
         if state == "running":
+            memory.begin()
             self._record.nodes.append(NodeRecord(id=node, state=state))
             self._console.progress(f"{node} …")
         else:
-            self._record.nodes[-1] = NodeRecord(id=node, state=state, seconds=round(seconds, 2))
+            self._record.nodes[-1] = NodeRecord(
+                id=node, state=state, seconds=round(seconds, 2), peak_mb=memory.peak_mb()
+            )
             marks = {"done": "", "cached": "  (from the cache)", "failed": "  FAILED"}
             self._console.line(f"  {node:<20}{seconds:8.1f} s{marks[state]}")
         self._record.write(self._project.runs)
 
     def _keep_values(self) -> None:
         """Writes the best trial's values into the project, for all runs from now on."""
-        from graftline.pipeline.local_runner import tuner_results
+        from graftline.pipeline.store import tuner_results
 
         trials = tuned.read_trials(tuner_results(self._store), self._project.config.tuner.space)
         (self._folder / _TRIALS).write_bytes(msgspec.json.encode(trials))
@@ -212,31 +206,9 @@ class Execution:
         tuned.write_tuned(self._project.root, trials, self._record.run_id)
         self._record.state = run_record.TUNED
 
-    def _conclude(self) -> None:
-        from graftline.pipeline.local_runner import pushed_version
-
-        self._judge()
-        self._record.published_version = pushed_version(self._store)
-        self._record.state = run_record.PUBLISHED
-
     def _judge(self) -> None:
-        """Shows what the model gate and the serving probe found.
-
-        Raises:
-            Refused: one of them refused the candidate.
-        """
-        probes = self._project.config.probe.enabled
-        for file in ("model_gate.json", *(("serving_probe.json",) if probes else ())):
-            verdict = Verdict.read(self._folder / file)
-            self._console.table(verdict.table())
-            if not verdict.passed:
-                self._record.refused_by = verdict.gate
-                raise Refused(
-                    f"The candidate of {self._record.run_id} is refused: nothing was published.\n"
-                    f"{verdict.in_words()}\nIts report stays in {self._folder}. "
-                    f"{_NEXT_STEPS[verdict.gate]}",
-                    msgspec.to_builtins(verdict),
-                )
+        probes = ("serving_probe",) if self._project.config.probe.enabled else ()
+        outcome.judge(self._project, self._record, self._console, "model_gate", *probes)
 
 
 def candidate_gone(refused: str) -> UserError:

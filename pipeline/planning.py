@@ -6,15 +6,33 @@ The decisions are made here and nowhere else; the plan carries them to every nod
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from graftline.components.ingest.spans import list_spans
 from graftline.pipeline.plan import Plan, SpanVersion
 from graftline.pipeline.project import Project
+from graftline.pipeline.run_record import PUBLISHED, REFUSED, RunRecord
 from graftline.serving.base_path import BasePath
 from graftline.serving.errors import UserError
 from graftline.serving.file_system import link_or_copy
 from graftline.serving.manifest import digest, hash_files
+
+
+def next_span(project: Project, records: Iterable[RunRecord]) -> SpanVersion | None:
+    """The span that nobody has dealt with yet and that comes next; None where there is none.
+
+    Spans are taken in the order of their numbers, from the last one that was published or refused
+    by a gate. One whose run broke off is taken again; one before it that was replaced is not, for a
+    model of it would lack those that came after.
+    """
+    settled: list[SpanVersion] = []
+    for record in records:
+        if not record.tunes:
+            settled += record.refused_spans
+            if record.state in (PUBLISHED, REFUSED) and not record.can_go_on:
+                settled.append(record.target)
+    last = max(settled, default=SpanVersion(0, 0))
+    return next((span for span in _newest_spans(project) if span > last), None)
 
 
 def never_ingested(
@@ -22,21 +40,32 @@ def never_ingested(
     target: SpanVersion,
     blessed: Collection[SpanVersion],
     refused: Collection[SpanVersion],
+    lost: Collection[SpanVersion] = (),
 ) -> list[SpanVersion]:
-    """Earlier spans of the window that no run has seen; one that was refused stays out.
+    """Earlier spans of the window that have to be taken in; one that was refused stays out.
 
     Args:
         project: the project.
         target: the span of the run.
         blessed: what the data gate has passed.
         refused: what it has refused.
+        lost: of what it has passed, that of which the examples were removed since.
     """
     earlier = [
         span
         for span in _newest_spans(project)
         if span < target and (span in blessed or span not in refused)
     ]
-    return [span for span in _within_window(project, earlier) if span not in blessed]
+    return [
+        span for span in _within_window(project, earlier) if span not in blessed or span in lost
+    ]
+
+
+def spans_within_reach(project: Project) -> list[SpanVersion]:
+    """The spans that the window of a run on the newest span, or on a coming one, can hold."""
+    last = project.config.window.last
+    spans = _newest_spans(project)
+    return spans if last is None else spans[-last:]
 
 
 def make_plan(

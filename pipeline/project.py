@@ -56,6 +56,11 @@ class Project:
         return self._path(self.config.paths.schema)
 
     @functools.cached_property
+    def drops(self) -> Path:
+        """Where drops arrive."""
+        return self._path(self.config.paths.drops)
+
+    @functools.cached_property
     def spans(self) -> Path:
         """Folder of the spans."""
         return self._path(self.config.paths.spans)

@@ -89,11 +89,13 @@ class InServiceStrategy(ResolverStrategy):
         model = standard_artifacts.Model()
         model.uri = self._uri
         model_type = store.put_artifact_type(model.artifact_type, can_omit_fields=True)
-        known = store.get_artifacts_by_uri(self._uri)
+        live = metadata_store_pb2.Artifact.LIVE
+        # A copy that was removed, of a version that is back in service, is another artifact.
+        known = [a for a in store.get_artifacts_by_uri(self._uri) if a.state == live]
         if not known:
             model.mlmd_artifact.type_id = model_type
             # Nodes take live artifacts only.
-            model.mlmd_artifact.state = metadata_store_pb2.Artifact.LIVE
+            model.mlmd_artifact.state = live
             known = store.get_artifacts_by_id(store.put_artifacts([model.mlmd_artifact]))
         return {"model": [artifact_utils.deserialize_artifact(model.artifact_type, known[0])]}
 

@@ -12,7 +12,8 @@ import shutil
 import signal
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import FrameType
 
 import msgspec
@@ -27,6 +28,7 @@ from graftline.pipeline.code_digest import code_digest, file_digest
 from graftline.pipeline.config import load_config, write_config
 from graftline.pipeline.console import Console
 from graftline.pipeline.execution import Execution, Request, candidate_gone, renew_baseline
+from graftline.pipeline.notify.tell import tell_of_run
 from graftline.pipeline.plan import FILE_NAME as PLAN_NAME
 from graftline.pipeline.plan import Plan, SpanVersion
 from graftline.pipeline.project import Project
@@ -36,7 +38,22 @@ from graftline.serving.base_path import BasePath
 from graftline.serving.errors import Refused, UserError
 
 
-def run(project: Project, request: Request, *, quiet: bool = False) -> RunRecord:
+@dataclass(frozen=True)
+class Manner:
+    """How a run is run.
+
+    Attributes:
+        quiet: show nothing on screen.
+        work: what is done of it here: all, or what its first step on a cluster does.
+        cluster: the run of Kubeflow Pipelines whose steps run it, else empty.
+    """
+
+    quiet: bool = False
+    work: Callable[[Execution], object] = Execution.all
+    cluster: str = ""
+
+
+def run(project: Project, request: Request, manner: Manner = Manner()) -> RunRecord:
     """Runs the pipeline on a span, after those of its window that were never ingested.
 
     It ends with a published version, or, where values are to be tried, with those that did best.
@@ -44,7 +61,7 @@ def run(project: Project, request: Request, *, quiet: bool = False) -> RunRecord
     Args:
         project: the project.
         request: what was asked.
-        quiet: show nothing on screen.
+        manner: how it is run.
 
     Returns:
         the record of the run, or of the earlier run that trained this span already (then its
@@ -65,7 +82,7 @@ def run(project: Project, request: Request, *, quiet: bool = False) -> RunRecord
         )
     curated.read(project.schema)
     if request.bless and not request.force:
-        return _bless(project, request, quiet=quiet)
+        return _bless(project, request, manner)
     found = (
         latest_span(project.spans)
         if request.span is None
@@ -78,39 +95,49 @@ def run(project: Project, request: Request, *, quiet: bool = False) -> RunRecord
         trained = _trained(project, target)
         if trained:
             return trained
-    with run_record.lock(project.runs):
+    with run_record.lock(project.runs, manner.cluster):
         _check_writable(project)
         _check_weights(project)
         _check_probe(project)
-        _check_beam(project, quiet=quiet)
-        return _begin(project, request, target, quiet=quiet)
+        _check_beam(project, quiet=manner.quiet)
+        return _begin(project, request, target, manner)
 
 
-def resume(project: Project, *, quiet: bool = False) -> RunRecord:
+def resume(project: Project, manner: Manner = Manner()) -> RunRecord:
     """Takes up the last run, from the node that it stopped at: a crash, a kill, the serving probe.
 
     It goes on with the configuration and the plan that the run began with. Where the code or the
     schema has changed since, every node is looked at anew, and only what does not depend on the
     change comes from the cache.
 
+    Args:
+        project: the project.
+        manner: how it is run; on a cluster it is the run of that cluster which is taken up.
+
     Raises:
         UserError: the last run came to its end, or there is none.
         Refused: a gate said no.
     """
-    last = next(run_record.records(project.runs), None)
+    records = run_record.records(project.runs)
+    last = next((r for r in records if manner.cluster in ("", r.cluster)), None)
     if last is None:
         raise UserError("There is no run to resume: start one with `graftline run`.")
+    if last.cluster != manner.cluster:
+        raise UserError(
+            f"The last run, {last.run_id}, is {last.state}; it belongs to run {last.cluster} of "
+            "Kubeflow Pipelines: retry it there, or start the next."
+        )
     if not last.can_go_on:
         raise UserError(
             f"The last run, {last.run_id}, came to its end ({last.state}): nothing to resume. "
             "Start the next with `graftline run`."
         )
-    with run_record.lock(project.runs):
-        begun, request = _begun(project, last)
+    with run_record.lock(project.runs, manner.cluster):
+        begun, request = as_begun(project, last)
         curated.read(begun.schema)
         _check_weights(begun)
         _check_probe(begun)
-        _check_beam(begun, quiet=quiet)
+        _check_beam(begun, quiet=manner.quiet)
         if last.digest != _digest(begun):
             if last.took_up:
                 raise candidate_gone(last.took_up)
@@ -126,7 +153,7 @@ def resume(project: Project, *, quiet: bool = False) -> RunRecord:
         last.refused_by = ""
         last.pid, last.nodes = os.getpid(), []
         last.write(project.runs)
-        return _execute(begun, request, last, quiet=quiet)
+        return _execute(begun, request, last, manner)
 
 
 def _refused_candidate(project: Project, span: int | None) -> RunRecord:
@@ -157,7 +184,7 @@ def _refused_candidate(project: Project, span: int | None) -> RunRecord:
     raise UserError("There is no candidate to bless: start a run with `graftline run`.")
 
 
-def _bless(project: Project, request: Request, *, quiet: bool) -> RunRecord:
+def _bless(project: Project, request: Request, manner: Manner) -> RunRecord:
     """Publishes the candidate that the model gate refused in the last run.
 
     It is that run once more, with its configuration and its plan: what was trained and judged comes
@@ -168,8 +195,8 @@ def _bless(project: Project, request: Request, *, quiet: bool) -> RunRecord:
     """
     # Under the lock a run that was cut off would seem to be under way.
     refused = _refused_candidate(project, request.span)
-    with run_record.lock(project.runs):
-        begun, asked = _begun(project, refused)
+    with run_record.lock(project.runs, manner.cluster):
+        begun, asked = as_begun(project, refused)
         _check_writable(begun)
         if refused.digest != _digest(begun):
             raise candidate_gone(refused.run_id)
@@ -181,7 +208,7 @@ def _bless(project: Project, request: Request, *, quiet: bool) -> RunRecord:
             bless=request.reason,
         )
         asked = msgspec.structs.replace(asked, bless=True, reason=request.reason)
-        return _begin(begun, asked, refused.target, quiet=quiet, taken_up=(refused.run_id, plan))
+        return _begin(begun, asked, refused.target, manner, taken_up=(refused.run_id, plan))
 
 
 def _published_by(project: Project, record: RunRecord) -> int | None:
@@ -199,8 +226,8 @@ def _begin(
     project: Project,
     request: Request,
     target: SpanVersion,
+    manner: Manner,
     *,
-    quiet: bool,
     taken_up: tuple[str, Plan] | None = None,
 ) -> RunRecord:
     """Makes the folder and the record of a new run, under the lock, and runs it.
@@ -209,7 +236,7 @@ def _begin(
         project: the project.
         request: what was asked.
         target: the span.
-        quiet: show nothing on screen.
+        manner: how it is run.
         taken_up: an earlier run and the plan to go by, where it is not decided anew.
     """
     run_id = run_record.new_run_id(project.runs)
@@ -223,16 +250,18 @@ def _begin(
         version=target.version,
         digest=_digest(project),
         tunes=request.tune,
+        cluster=manner.cluster,
+        lease_minutes=project.config.kubeflow.lease_minutes if manner.cluster else 0,
     )
     if taken_up:
         record.took_up, plan = taken_up
         msgspec.structs.replace(plan, run_id=run_id).write(folder)
     # The record comes last: a run that has one can be resumed.
     record.write(project.runs)
-    return _execute(project, request, record, quiet=quiet)
+    return _execute(project, request, record, manner)
 
 
-def _begun(project: Project, record: RunRecord) -> tuple[Project, Request]:
+def as_begun(project: Project, record: RunRecord) -> tuple[Project, Request]:
     """The project with the configuration that a run began with, and what was asked of it.
 
     Raises:
@@ -255,12 +284,12 @@ def _digest(project: Project) -> str:
     return f"{code_digest()} {file_digest(project.schema)}"
 
 
-def _execute(project: Project, request: Request, record: RunRecord, *, quiet: bool) -> RunRecord:
+def _execute(project: Project, request: Request, record: RunRecord, manner: Manner) -> RunRecord:
     """Runs under the lock; whatever happens ends up in the record."""
     folder = project.runs / record.run_id
     log = folder / run_record.LOG_NAME
     try:
-        with _stop_on_signal(), Console(log, quiet=quiet) as console:
+        with stop_on_signal(), Console(log, quiet=manner.quiet) as console:
             console.line(f"{record.run_id}: {record.target}    log: {log}")
             values = tuned.in_force(project)
             if values:
@@ -270,7 +299,7 @@ def _execute(project: Project, request: Request, record: RunRecord, *, quiet: bo
                     f"  takes up the candidate that was refused in {record.took_up}, as it was "
                     "configured there"
                 )
-            Execution(project, request, record, console).all()
+            manner.work(Execution(project, request, record, console))
     except Refused:
         record.state = run_record.REFUSED
         raise
@@ -286,8 +315,11 @@ def _execute(project: Project, request: Request, record: RunRecord, *, quiet: bo
         record.error = traceback.format_exception_only(error)[-1].strip()
         raise
     finally:
-        record.finished = run_record.now()
+        if record.state != run_record.RUNNING:
+            record.finished = run_record.now()
         record.write(project.runs)
+        if not record.cluster:  # there the last step tells
+            tell_of_run(project, record)
     return record
 
 
@@ -312,7 +344,7 @@ def _check_weights(project: Project) -> None:
 
 def _check_beam(project: Project, *, quiet: bool) -> None:
     beam = project.config.beam
-    nodes = [stage for stage in STAGES if stage != "drop"]
+    nodes = [stage for stage in STAGES if stage not in ("drop", "predict_batch")]
     if {beam.runner_of(node) for node in nodes} == {"direct"}:
         return
     # The version in service is the baseline: the Evaluator reads it where it is.
@@ -351,7 +383,7 @@ def _check_writable(project: Project) -> None:
 
 
 @contextlib.contextmanager
-def _stop_on_signal() -> Iterator[None]:
+def stop_on_signal() -> Iterator[None]:
     """Treats a polite kill as Ctrl-C, so that the record is written in both cases."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:

@@ -6,9 +6,11 @@ after a crash find out how far it came.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-import fcntl
 import os
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,10 +21,12 @@ import msgspec
 from graftline.components.verdict import GATES
 from graftline.pipeline.plan import SpanVersion
 from graftline.serving.errors import UserError
+from graftline.serving.file_system import is_held
 
 FILE_NAME = "run.json"
 LOG_NAME = "run.log"
 LOCK_NAME = ".lock"
+_ALIVE = ".alive"
 
 RUNNING = "running"
 PUBLISHED = "published"
@@ -33,11 +37,19 @@ INTERRUPTED = "interrupted"
 
 
 class NodeRecord(msgspec.Struct, kw_only=True):
-    """One node of a run: how it ended (`done`, `cached`, `failed`, `running`) and its seconds."""
+    """One node of a run.
+
+    Attributes:
+        id: its name.
+        state: how it ended: `done`, `cached`, `failed`, or `running`.
+        seconds: how long it took.
+        peak_mb: highest memory of the process that ran it, without its children; 0: not measured.
+    """
 
     id: str
     state: str
     seconds: float = 0.0
+    peak_mb: int = 0
 
 
 class RunRecord(msgspec.Struct, kw_only=True):
@@ -52,6 +64,9 @@ class RunRecord(msgspec.Struct, kw_only=True):
         started: UTC, ISO 8601.
         finished: UTC, empty while it runs.
         pid: process that runs it.
+        cluster: the run of Kubeflow Pipelines whose steps run it, in place of a process; else
+            empty.
+        lease_minutes: after how long without a sign of life such a run counts as dead.
         nodes: the nodes so far, in order.
         refused_by: `data`, `model` or `probe` where a gate said no.
         refused_spans: spans that the data gate refused in this run.
@@ -71,6 +86,8 @@ class RunRecord(msgspec.Struct, kw_only=True):
     started: str = msgspec.field(default_factory=lambda: now())
     finished: str = ""
     pid: int = msgspec.field(default_factory=os.getpid)
+    cluster: str = ""
+    lease_minutes: int = 0
     nodes: list[NodeRecord] = []
     refused_by: str = ""
     refused_spans: tuple[SpanVersion, ...] = ()
@@ -146,13 +163,19 @@ def records(runs: Path) -> Iterator[RunRecord]:
             raise UserError(
                 f"The record {path} is damaged ({error}): move its folder out of {runs}."
             ) from error
-        if record.state == RUNNING and not live:
+        if record.state == RUNNING and not (_is_alive(runs, record) if record.cluster else live):
             record.state = INTERRUPTED
         yield record
 
 
-def lock(runs: Path) -> AbstractContextManager[object]:
+def lock(runs: Path, cluster: str = "") -> AbstractContextManager[object]:
     """Takes the lock that a run holds on its project; the system frees it when the process dies.
+
+    A run on a cluster holds it only while it begins; after that its signs of life keep others off.
+
+    Args:
+        runs: the folder of the runs.
+        cluster: the run of Kubeflow Pipelines that wants it, if it is one.
 
     Returns:
         a context that ends the hold.
@@ -163,32 +186,75 @@ def lock(runs: Path) -> AbstractContextManager[object]:
     try:
         runs.mkdir(parents=True, exist_ok=True)
         # `status` probes the lock for an instant.
-        return filelock.FileLock(runs / LOCK_NAME).acquire(timeout=1)
+        held = filelock.FileLock(runs / LOCK_NAME).acquire(timeout=1)
     except filelock.Timeout:
         current = next((record for record in records(runs) if record.state == RUNNING), None)
-        who = (
-            f"{current.run_id} (process {current.pid}, since {current.started})" if current else ""
-        )
-        raise UserError(
-            f"Another run is under way in this project: {who or 'it has just begun'}. Wait for it, "
-            "look at it with `graftline status`, or stop it; then try again."
-        ) from None
+        raise _under_way(runs, current) from None
     except OSError as error:
         raise UserError(
             f"The folder of the runs, {runs}, cannot be written: {error.strerror}."
         ) from error
+    for record in records(runs):
+        if record.state == RUNNING and record.cluster and record.cluster != cluster:
+            held.lock.release()
+            raise _under_way(runs, record)
+    return held
+
+
+def _under_way(runs: Path, record: RunRecord | None) -> UserError:
+    if record is None:
+        who = "it has just begun, or is `graftline gc`"
+    elif record.cluster:
+        who = (
+            f"{record.run_id} (run {record.cluster} of Kubeflow Pipelines, since {record.started}; "
+            f"its last sign of life was {_silence(runs, record) / 60:.0f} min ago, and after "
+            f"{record.lease_minutes} min without one it counts as dead)"
+        )
+    else:
+        who = f"{record.run_id} (process {record.pid}, since {record.started})"
+    return UserError(
+        f"Another run is under way in this project: {who}. Wait for it, look at it with "
+        "`graftline status`, or stop it; then try again."
+    )
+
+
+def show_life(runs: Path, run_id: str) -> None:
+    """Leaves a sign of life of a run on a cluster."""
+    (runs / run_id / _ALIVE).touch()
+
+
+@contextlib.contextmanager
+def changing(runs: Path, run_id: str) -> Iterator[RunRecord]:
+    """The record of a run on a cluster, to be changed; steps that run at once take turns."""
+    folder = runs / run_id
+    with filelock.FileLock(folder / LOCK_NAME).acquire():
+        record = msgspec.json.decode((folder / FILE_NAME).read_bytes(), type=RunRecord)
+        yield record
+        record.write(runs)
+
+
+def _is_alive(runs: Path, record: RunRecord) -> bool:
+    return _silence(runs, record) < record.lease_minutes * 60
+
+
+def _silence(runs: Path, record: RunRecord) -> float:
+    """Seconds since the last sign of life of a run on a cluster.
+
+    Measured by the clock of the file system, which all machines share, where it can be asked.
+    """
+    folder = runs / record.run_id
+    try:
+        seen = (folder / _ALIVE).stat().st_mtime
+    except OSError:
+        seen = (folder / FILE_NAME).stat().st_mtime
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            now = os.fstat(probe.fileno()).st_mtime
+    except OSError:
+        now = time.time()
+    return max(0.0, now - seen)
 
 
 def is_locked(runs: Path) -> bool:
     """Whether a run is under way; whoever may read the folder may ask."""
-    try:
-        probe = os.open(runs / LOCK_NAME, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(probe, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(probe)
-    return False
+    return is_held(runs / LOCK_NAME)

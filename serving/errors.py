@@ -15,6 +15,13 @@ class UserError(Exception):
     """
 
 
+class Rejected(UserError):
+    """A drop that cannot be taken in as it is, however often one tries.
+
+    With `--json` the command's answer says `"rejected": true`.
+    """
+
+
 class Refused(Exception):
     """A gate said no: the message is the verdict in words. The command line exits with code 3.
 

@@ -12,6 +12,21 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 
+def _usage(authority: bool) -> x509.KeyUsage:
+    """What a key is for: to sign certificates, or to speak TLS."""
+    return x509.KeyUsage(
+        digital_signature=True,
+        key_cert_sign=authority,
+        crl_sign=authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
 class Authority:
     """A certificate authority."""
 
@@ -33,7 +48,9 @@ class Authority:
         )
         return private, certificate.public_bytes(serialization.Encoding.PEM)
 
-    def _sign(self, subject: x509.Name, key: object, authority: bool) -> x509.Certificate:
+    def _sign(
+        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, authority: bool
+    ) -> x509.Certificate:
         now = datetime.datetime.now(datetime.timezone.utc)
         address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
         return (
@@ -46,6 +63,13 @@ class Authority:
             .not_valid_after(now + datetime.timedelta(days=1))
             .add_extension(x509.BasicConstraints(authority, None), critical=True)
             .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+            # Python from 3.13 on wants these, as RFC 5280 does.
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()),
+                critical=False,
+            )
+            .add_extension(_usage(authority), critical=True)
             .sign(self._key, hashes.SHA256())
         )
 

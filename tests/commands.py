@@ -10,7 +10,9 @@ import contextlib
 import json
 import multiprocessing
 import os
+import runpy
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,24 +56,27 @@ RESOLVERS = ("previous_span", "window", "in_service")
 
 
 def _command(
+    module: str,
     arguments: list[str],
     folder: str,
     streams: list[Path],
     halt_in: str,
     halted: Path,
     environment: Mapping[str, str],
+    nothing_else: bool,
 ) -> None:
     # Tests that run in the background may have inherited that Ctrl-C is ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if nothing_else:
+        os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
     for stream, output in zip((1, 2), streams, strict=True):
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     if halt_in:
         _halt_in(halt_in, halted)
-    from graftline.pipeline.cli.main import main
-
-    main(arguments)
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__")
 
 
 def _halt_in(node: str, halted: Path) -> None:
@@ -93,13 +98,15 @@ def _halt_in(node: str, halted: Path) -> None:
 
 
 class Command:
-    """A `graftline` command under way.
+    """A `graftline` command under way, or another `python -m MODULE`.
 
     Args:
         folder: where it runs.
         arguments: what follows `graftline`.
         halt_in: a node in which it stands still, to be killed there.
         environment: variables that are set for it.
+        nothing_else: it has no other variables.
+        module: what is run.
     """
 
     def __init__(
@@ -108,6 +115,8 @@ class Command:
         *arguments: str,
         halt_in: str = "",
         environment: Mapping[str, str] | None = None,
+        nothing_else: bool = False,
+        module: str = "graftline.pipeline.cli.main",
     ):
         name = f"{folder.name}-{time.monotonic_ns()}"
         self.streams = [folder.parent / f"{name}.{stream}" for stream in ("out", "err")]
@@ -115,12 +124,14 @@ class Command:
         self.process = _context.Process(
             target=_command,
             args=(
+                module,
                 list(arguments),
                 str(folder),
                 self.streams,
                 halt_in,
                 self._halted,
                 dict(environment or {}),
+                nothing_else,
             ),
         )
         self.process.start()

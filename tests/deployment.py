@@ -1,4 +1,4 @@
-"""Reads what is in serving/deploy, with the tools that will read it in earnest."""
+"""Reads serving/deploy and kubeflow/manifests with the tools that will read them in earnest."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEPLOY = REPOSITORY / "serving" / "deploy"
+MANIFESTS = REPOSITORY / "kubeflow" / "manifests"
 # What example.env leaves to the user.
 ENVIRONMENT = {"GRAFTLINE_BASE": "/srv/base", "GRAFTLINE_SECRETS": "/srv/secrets"}
 
 
 def tool(name: str, package: str) -> str:
-    """The path of a program; skips where it is not installed."""
-    found = shutil.which(name)
+    """The path of a program, the environment's or the system's; skips where there is none."""
+    own = Path(sys.executable).parent
+    found = shutil.which(name, path=f"{own}{os.pathsep}{os.environ.get('PATH', os.defpath)}")
     if found is None:
         pytest.skip(f"{name} is not here; it comes with {package}")
     return found
@@ -32,8 +35,8 @@ def run(*command: str | Path, **more: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, **more)
 
 
-def kustomized(folder: str) -> list[dict[str, Any]]:
-    """The objects that a folder of kubernetes/ stands for."""
+def kustomized(folder: str | Path) -> list[dict[str, Any]]:
+    """The objects that a folder stands for; relative: to serving/deploy/kubernetes."""
     if shutil.which("kustomize"):
         command = ["kustomize", "build"]
     else:
@@ -43,13 +46,26 @@ def kustomized(folder: str) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all(done.stdout))
 
 
+def named(objects: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
+    """The objects of a kind, by their names."""
+    return {found["metadata"]["name"]: found for found in objects if found["kind"] == kind}
+
+
 def pods(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The specs of the pods, by their deployments' names."""
-    return {
-        found["metadata"]["name"]: found["spec"]["template"]["spec"]
-        for found in objects
-        if found["kind"] == "Deployment"
-    }
+    """The specs of the pods, by the names of what makes them."""
+    return {name: template["spec"] for name, template in pod_templates(objects).items()}
+
+
+def pod_templates(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The pods' labels and specs, by the names of what makes them."""
+    found = {}
+    for made in objects:
+        spec = made.get("spec", {})
+        if made["kind"] == "CronJob":
+            spec = spec["jobTemplate"]["spec"]
+        if made["kind"] in ("Deployment", "StatefulSet", "CronJob"):
+            found[made["metadata"]["name"]] = spec["template"]
+    return found
 
 
 def compose(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
+from graftline.components import memory
 from graftline.components.ingest import own_records, quarantine, sources, splits, stages
 from graftline.components.ingest.config import DropConfig
 from graftline.components.ingest.entries import Entry
@@ -37,7 +39,7 @@ from graftline.components.ingest.spans import (
 from graftline.components.ingest.workplace import Workplace, free_name, workplace
 from graftline.components.ingest.worksheet import Worksheet
 from graftline.components.progress import report
-from graftline.serving.errors import UserError
+from graftline.serving.errors import Rejected, UserError
 from graftline.serving.image_check import Limits
 
 _SCHEMA = pa.schema(
@@ -78,8 +80,10 @@ def drop(
         beam_options: of the Beam runner, with runner and mode.
 
     Raises:
-        UserError: the source, the span or the version cannot be; too much would be quarantined;
-            another drop is under way; a disk is full. Nothing is left behind.
+        Rejected: the source cannot be taken in: it is malformed, too much of it would be
+            quarantined, or nothing in it is new.
+        UserError: the source is none, the span or the version cannot be; another drop is under
+            way; a disk is full. Nothing is left behind.
     """
     found = sources.detect(source.resolve())
     with workplace(spans, quarantined, found.path) as place:
@@ -106,6 +110,8 @@ class _TakingIn:
         number: int,
         version: int,
     ) -> None:
+        self._began = time.monotonic()
+        memory.begin()
         self._source = source
         self._spans = spans
         self._place = place
@@ -129,14 +135,15 @@ class _TakingIn:
         """
         sheet, folder = self._sheet, self._place.folder
         report(f"listing {self._source.path}")
-        sheet.list_files(
-            self._entries(classes),
-            in_order=self._source.kind in (sources.MANIFEST, sources.TFRECORDS),
-        )
-        if not sheet.listed():
-            raise UserError(
-                f"The source {self._source.path} holds no images. Nothing was taken in."
+        try:
+            sheet.list_files(
+                self._entries(classes),
+                in_order=self._source.kind in (sources.MANIFEST, sources.TFRECORDS),
             )
+        except UserError as error:
+            raise Rejected(str(error)) from error
+        if not sheet.listed():
+            raise Rejected(f"The source {self._source.path} holds no images. Nothing was taken in.")
         stages.hide_gpus()
         limits = msgspec.convert(self._config, Limits, from_attributes=True)
         stages.examine_files(sheet, limits, folder / "outcomes", options)
@@ -161,6 +168,8 @@ class _TakingIn:
             near_duplicates=sheet.resembling(),
             warnings=tuple(_warnings(sheet.counts(), classes)),
             shards=hashes,
+            seconds=round(time.monotonic() - self._began, 2),
+            peak_mb=memory.peak_mb(),
         )
         (self._place.version / SUMMARY).write_bytes(
             msgspec.json.format(msgspec.json.encode(summary), indent=2)
@@ -190,14 +199,14 @@ def _refuse_if_too_bad(sheet: Worksheet, config: DropConfig, quarantined: Path) 
     """Exact duplicates are no fault of a drop: a folder that grew may be dropped again.
 
     Raises:
-        UserError: more than the configured share cannot be used, or nothing is new.
+        Rejected: more than the configured share cannot be used, or nothing is new.
     """
     reasons = sheet.reasons()
     duplicates = reasons.pop(splits.DUPLICATE, 0)
     fresh = sheet.listed() - duplicates
     bad = sum(reasons.values())
     if not fresh:
-        raise UserError(
+        raise Rejected(
             f"All {duplicates} images of this drop are in a span already: there is nothing new to "
             "take in."
         )
@@ -212,7 +221,7 @@ def _refuse_if_too_bad(sheet: Worksheet, config: DropConfig, quarantined: Path) 
         for reason, count in reasons.items()
         for name, detail in [sheet.example(reason)]
     )
-    raise UserError(
+    raise Rejected(
         f"The drop is refused whole: {bad} of {fresh} files cannot be used, at most "
         f"{config.max_quarantined:.0%} may be (drop.max_quarantined).{listed}\nAll of them: "
         f"{folder / quarantine.LIST}. Nothing was taken in; the source is as it was."

@@ -47,8 +47,12 @@ def find(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def entries(path: Path) -> Iterator[Entry]:
+def entries(path: Path, *, labelled: bool = True) -> Iterator[Entry]:
     """Lists what a manifest names, in its order; files are relative to the manifest.
+
+    Args:
+        path: the manifest.
+        labelled: whether it has to give a class; if not, class and split are not looked at.
 
     Raises:
         UserError: it cannot be read, lacks a column, or gives a split that is none.
@@ -60,6 +64,9 @@ def entries(path: Path) -> Iterator[Entry]:
             raise _lacks("file", _FILE, row, where)
         if not _is_encodable(file):
             raise UserError(f"{file!r} in {where} is no name of a file.")
+        if not labelled:
+            yield Entry(path=path.parent / file, name=file, label=None)
+            continue
         if not _names(row, _LABEL):
             raise _lacks("class", _LABEL, row, where)
         given = _first(row, _SPLIT)

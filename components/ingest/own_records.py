@@ -23,6 +23,7 @@ from graftline.components.ingest.entries import Entry
 from graftline.components.ingest.examine import in_words
 from graftline.components.ingest.labels import class_named, split_named
 from graftline.components.ingest.sources import Source
+from graftline.serving.image_check import UnusableImage
 
 _GZIP = b"\x1f\x8b"
 # Around every record: its length, and a checksum of each.
@@ -51,10 +52,37 @@ def entries(source: Source, features: FeaturesConfig, unpacked: Path) -> Iterato
                     stream.flush()
                     yield entry
             except (tf.errors.DataLossError, tf.errors.OutOfRangeError) as error:
-                detail = f"{in_words(error)}, after {position + 1} records that were read"
-                yield Entry(path=file, name=name, label=None).refuse("damaged-tfrecord", detail)
+                damaged = Entry(path=file, name=name, label=None)
+                yield damaged.refuse("damaged-tfrecord", _damage(error, position + 1))
             except tf.errors.OpError as error:
                 yield Entry(path=file, name=name, label=None).refuse("unreadable", in_words(error))
+
+
+def images(file: Path, feature: str) -> Iterator[bytes | UnusableImage]:
+    """The images of one file, whatever their class; in place of one, why there is none.
+
+    Behind a damage nothing can be read: it ends the file.
+
+    Args:
+        file: TFRecords of tf.Examples, compressed or not.
+        feature: which one is the encoded image.
+    """
+    read = 0
+    try:
+        for serialized in _records(file):
+            read += 1
+            try:
+                yield _one_bytes(_parse(serialized), feature)
+            except _Unusable as unusable:
+                yield UnusableImage(*unusable.args)
+    except (tf.errors.DataLossError, tf.errors.OutOfRangeError) as error:
+        yield UnusableImage("damaged-tfrecord", _damage(error, read))
+    except tf.errors.OpError as error:
+        yield UnusableImage("unreadable", in_words(error))
+
+
+def _damage(error: tf.errors.OpError, read: int) -> str:
+    return f"{in_words(error)}, after {read} records that were read"
 
 
 def _records(file: Path) -> Iterator[bytes]:

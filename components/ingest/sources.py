@@ -23,6 +23,7 @@ FOLDERS = "folder per class"
 SPLIT_FOLDERS = "pre-split folders"
 MANIFEST = "manifest"
 TFRECORDS = "TFRecords"
+FILES = "files"
 
 _LITTER = {".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", ".directory"}
 _RECORDS = re.compile(r"tfrec|\.records?(\.gz)?$")
@@ -33,7 +34,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     """A source whose kind is known.
 
     Attributes:
-        kind: FOLDERS, SPLIT_FOLDERS, MANIFEST or TFRECORDS.
+        kind: FOLDERS, SPLIT_FOLDERS, MANIFEST or TFRECORDS; FILES where classes do not matter.
         path: the folder, the manifest, or the folder or file of records.
     """
 
@@ -55,9 +56,13 @@ def detect(path: Path) -> Source:
     try:
         return _detect(path)
     except OSError as error:
-        raise UserError(
-            f"The source {path} cannot be read: {error.strerror}. Make it readable for this user."
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"The source {path} cannot be read: {error.strerror}. Make it readable for this user."
+    )
 
 
 def _detect(path: Path) -> Source:
@@ -89,6 +94,37 @@ def _detect(path: Path) -> Source:
     if all(split_named(name) for name in folders):
         return Source(kind=SPLIT_FOLDERS, path=path)
     return Source(kind=FOLDERS, path=path)
+
+
+def detect_unlabelled(path: Path) -> Source:
+    """The same of a source whose images need no class: of kind FILES, MANIFEST or TFRECORDS.
+
+    Raises:
+        UserError: there is nothing, it cannot be read, or it is one file of another kind.
+    """
+    try:
+        if path.is_dir():
+            if manifest := manifests.find(path):
+                return Source(kind=MANIFEST, path=manifest)
+            return Source(kind=TFRECORDS if record_files(path) else FILES, path=path)
+        return _detect(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def unlabelled(source: Source) -> Iterator[Entry]:
+    """Lists images whatever their class, in any order; of TFRECORDS the files of records.
+
+    Raises:
+        UserError: a folder cannot be read, or a manifest is malformed.
+    """
+    if source.kind == MANIFEST:
+        yield from manifests.entries(source.path, labelled=False)
+    elif source.kind == TFRECORDS:
+        for path, _ in record_files(source.path):
+            yield Entry(path=path, name=_name(path, source.root), label=None)
+    else:
+        yield from _everything(source.path, source.path, frozenset())
 
 
 def entries(source: Source) -> Iterator[Entry]:
@@ -138,6 +174,22 @@ def _class_folders(folder: Path, root: Path, split: str | None) -> Iterator[Entr
             yield ignored(Path(child.path), root)
         else:
             yield from _images(Path(child.path), root, child.name, split, frozenset())
+
+
+def _everything(folder: Path, root: Path, above: frozenset[tuple[int, int]]) -> Iterator[Entry]:
+    """Every file below a folder but litter and what is hidden; `above` guards against rings."""
+    status = folder.stat()
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        return
+    for child in _children(folder):
+        if _is_litter(child) or child.name.startswith("."):
+            continue
+        path = Path(child.path)
+        if _is_dir(child):
+            yield from _everything(path, root, above | {identity})
+        else:
+            yield Entry(path=path, name=_name(path, root), label=None)
 
 
 def _images(

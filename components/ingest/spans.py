@@ -37,6 +37,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
         near_duplicates: images that were kept on the side of an earlier one that they resemble.
         warnings: what a person should know, in sentences.
         shards: SHA-256 of every TFRecord file, by its path below the version.
+        seconds: how long it took, imports apart; 0: not measured.
+        peak_mb: highest memory of the process; 0: not measured.
     """
 
     source: str
@@ -51,6 +53,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     near_duplicates: int = 0
     warnings: tuple[str, ...] = ()
     shards: dict[str, str] = {}
+    seconds: float = 0.0
+    peak_mb: int = 0
 
     @property
     def per_class(self) -> dict[str, int]:

@@ -44,12 +44,14 @@ Given = TypeVar("Given")
 Made = TypeVar("Made")
 
 
-def run_stage(elements: Sequence[Any], step: beam.DoFn, options: Sequence[str]) -> None:
+def run_stage(
+    elements: Sequence[Any], step: beam.DoFn | beam.PTransform, options: Sequence[str]
+) -> None:
     """Runs one step on every element.
 
     Args:
         elements: few and small.
-        step: what to do with each; it emits nothing.
+        step: what to do with each; what it emits is dropped.
         options: of the Beam runner.
 
     Raises:
@@ -58,7 +60,8 @@ def run_stage(elements: Sequence[Any], step: beam.DoFn, options: Sequence[str]) 
     """
     try:
         with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
-            _ = pipeline | beam.Create(elements) | beam.ParDo(step)
+            transform = beam.ParDo(step) if isinstance(step, beam.DoFn) else step
+            _ = pipeline | beam.Create(elements) | transform
     except UserError as error:
         raise UserError(str(error).split(" [while running")[0]) from error
     except RuntimeError as error:
@@ -92,7 +95,7 @@ class Meter:
     """Reports progress now and then."""
 
     def __init__(self, what: str, total: int) -> None:
-        """Takes the beginning of the line, and how many there will be."""
+        """Takes the beginning of the line, and how many there will be, 0 where nobody knows."""
         self._what = what
         self._total = total
         self._done = 0
@@ -105,7 +108,8 @@ class Meter:
         if now - self._last >= _REPORT_EVERY:
             self._last = now
             rate = self._done / (now - self._started)
-            report(f"{self._what}  {self._done}/{self._total}  {rate:.0f} images/s")
+            of = f"/{self._total}" if self._total else ""
+            report(f"{self._what}  {self._done}{of}  {rate:.0f} images/s")
 
 
 def examine_files(sheet: Worksheet, limits: Limits, folder: Path, options: Sequence[str]) -> None:

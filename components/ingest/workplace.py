@@ -21,7 +21,7 @@ import msgspec
 
 from graftline.components.ingest.spans import WORK, span_folder
 from graftline.serving.errors import UserError
-from graftline.serving.file_system import sync
+from graftline.serving.file_system import is_held, sync
 
 _LOCK = "drop.lock"
 _HOLDER = "drop.holder"
@@ -119,6 +119,11 @@ def workplace(spans: Path, quarantine: Path, source: Path) -> Iterator[Workplace
             finally:
                 with contextlib.suppress(OSError):
                     place.clear()
+
+
+def is_under_way(spans: Path) -> bool:
+    """Whether a drop is being taken in."""
+    return is_held(spans / WORK / _LOCK)
 
 
 @contextlib.contextmanager

@@ -135,8 +135,9 @@ def write_embedding(
     # TensorBoard shows a folder only where there is a file of events.
     tf.summary.create_file_writer(folder).close()
     side = thumbnails.shape[1]
+    # Square, for TensorBoard finds the line of a picture by the number of lines.
     columns = math.ceil(math.sqrt(len(thumbnails)))
-    sheet = Image.new("RGB", (columns * side, -(-len(thumbnails) // columns) * side))
+    sheet = Image.new("RGB", (columns * side, columns * side))
     for number, pixels in enumerate(thumbnails):
         place = (number % columns * side, number // columns * side)
         sheet.paste(Image.fromarray(pixels), place)

@@ -93,6 +93,11 @@ def under_way(folder: Path) -> Announcement | None:
         return None
 
 
+def forget(folder: Path) -> None:
+    """Removes what a chief that was killed has left, which workers would take for its training."""
+    (folder / _FILE).unlink(missing_ok=True)
+
+
 def wait_for_another(folder: Path, than: str, poll: float) -> Announcement:
     """Waits until the chief announces a training.
 

@@ -303,6 +303,8 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 f"weights {self.weights} do not exist for {self.backbone}; it offers "
                 f"{', '.join(backbone.weights)}, or a path to an .h5 file"
             )
+        if not named and "hub" in backbone.weights:
+            raise ValueError(f"{self.backbone} has the weights of its address: set weights to hub")
         if not named and PurePath(self.weights).suffix not in (".h5", ".hdf5"):
             raise ValueError(
                 f"weights {self.weights!r} is neither one of {', '.join(registry.WEIGHTS)} nor "
@@ -320,6 +322,8 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 f"{self.workers} workers train together by the strategy multi_worker, and "
                 f"strategy is {self.strategy}; leave it at auto"
             )
+        if self.devices is not None and len(set(self.devices)) < len(self.devices):
+            raise ValueError(f"devices names a GPU twice: {', '.join(map(str, self.devices))}")
         names = [phase.name for phase in self.phases]
         if len(set(names)) < len(names):
             raise ValueError(f"two phases have the same name: {', '.join(names)}")

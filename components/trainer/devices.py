@@ -35,16 +35,23 @@ class Hardware:
     precision: str
 
     @classmethod
-    def find(cls, config: TrainerConfig) -> Hardware:
+    def find(cls, config: TrainerConfig, alone: bool = False) -> Hardware:
         """What the section `trainer` asks for.
+
+        Args:
+            config: the section.
+            alone: of a cluster, use this machine only.
 
         Raises:
             UserError: the devices or the cluster that it asks for are not there.
         """
         gpus = take_gpus(config.devices)
-        strategy = _make_strategy(config.strategy, len(gpus))
+        strategy = _make_strategy(config.strategy, len(gpus), alone)
         several = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-        precision = _gainful(gpus) if config.precision == "auto" else config.precision
+        precision: str = config.precision
+        if precision == "auto":
+            is_tpu = isinstance(strategy, tf.distribute.TPUStrategy)
+            precision = "bfloat16" if is_tpu else _gainful(gpus)
         if several:
             return cls(strategy, worker_number(), cluster_size(), precision)
         return cls(strategy, 0, 1, precision)
@@ -73,9 +80,9 @@ class Hardware:
             tf_keras.mixed_precision.set_global_policy(before)
 
 
-def _make_strategy(name: str, gpus: int) -> tf.distribute.Strategy:
-    if name == "auto":
-        name = _best(gpus)
+def _make_strategy(name: str, gpus: int, alone: bool) -> tf.distribute.Strategy:
+    if name == "auto" or (alone and name == "multi_worker"):
+        name = _best(gpus, alone)
     if name == "multi_worker":
         if cluster_size() < 2:
             raise UserError(
@@ -91,8 +98,8 @@ def _make_strategy(name: str, gpus: int) -> tf.distribute.Strategy:
     return tf.distribute.get_strategy()
 
 
-def _best(gpus: int) -> str:
-    if cluster_size() > 1:
+def _best(gpus: int, alone: bool) -> str:
+    if cluster_size() > 1 and not alone:
         return "multi_worker"
     if os.environ.get("TPU_NAME"):
         return "tpu"
@@ -159,15 +166,13 @@ def _tpu() -> tf.distribute.Strategy:
         return tf.distribute.TPUStrategy(resolver)
     except (ValueError, tf.errors.OpError, RuntimeError) as error:
         raise UserError(
-            f"trainer.strategy is tpu, and no TPU answers ({error}). Name it in the environment "
-            "variable TPU_NAME, or choose another strategy."
+            f"No TPU answers ({error}). Name it in the environment variable TPU_NAME, or set "
+            "trainer.strategy to another than tpu; auto takes a TPU where TPU_NAME is set."
         ) from error
 
 
 def _gainful(gpus: Sequence[tf.config.PhysicalDevice]) -> str:
-    """The precision at which the hardware is fastest."""
-    if os.environ.get("TPU_NAME"):
-        return "bfloat16"
+    """The precision at which GPUs, or else processors, are fastest."""
     capabilities = [
         tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0))
         for gpu in gpus

@@ -11,13 +11,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import shutil
 import tempfile
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -25,6 +27,7 @@ from graftline.serving.errors import UserError
 
 _ENTRY = np.dtype([("id", "<u8"), ("checksum", "<u4")])
 _USED = "used"
+_MADE_BY = "made_by.json"
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,20 @@ def _write(file: IO[bytes], content: memoryview, offset: int) -> None:
         content = content[file.write(content) :]
 
 
+def describe(folder: Path, made_by: Mapping[str, Any]) -> None:
+    """Writes into the folder of a store what made its rows."""
+    with contextlib.suppress(OSError):  # without it the store stays until it is beyond the bound
+        (folder / _MADE_BY).write_text(json.dumps(made_by, sort_keys=True))
+
+
+def made_by(folder: Path) -> dict[str, Any]:
+    """What made the rows of a store; empty where that is not known."""
+    try:
+        return json.loads((folder / _MADE_BY).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
 def keep_within(root: Path, most_bytes: float, wanted: Path) -> None:
     """Removes the stores that were not used for longest until the others take no more than that.
 
@@ -218,13 +235,21 @@ def keep_within(root: Path, most_bytes: float, wanted: Path) -> None:
         wanted: a store that stays.
     """
     stores = [path for path in root.iterdir() if path.is_dir() and path.name != wanted.name]
+    for path in beyond(stores, most_bytes):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def beyond(stores: Sequence[Path], most_bytes: float) -> list[Path]:
+    """Those unused for longest, without which the others take no more than so many bytes."""
     sizes = {path: _bytes_of(path) for path in stores}
     total = sum(sizes.values())
+    leaving = []
     for path in sorted(stores, key=_last_used):
         if total <= most_bytes:
-            return
-        shutil.rmtree(path, ignore_errors=True)
+            break
+        leaving.append(path)
         total -= sizes[path]
+    return leaving
 
 
 def _bytes_of(store: Path) -> int:

@@ -26,7 +26,7 @@ from graftline.components.trainer.backbones.scaling import Scaling
 from graftline.components.trainer.balance import Balance
 from graftline.components.trainer.config import AugmentationConfig
 from graftline.components.trainer.devices import Hardware
-from graftline.components.trainer.feature_store import FeatureStore, keep_within
+from graftline.components.trainer.feature_store import FeatureStore, describe, keep_within
 from graftline.components.trainer.inputs import Images
 
 _PROGRESS_EVERY = 2.0  # seconds
@@ -106,9 +106,9 @@ class FeatureFolder:
     most_bytes: float
     code: str
     writer: int = 0
-    # Those of this process, kept ones by their folder: a file has one writer.
-    _kept: dict[Path, FeatureStore] = field(default_factory=dict)
-    _others: list[FeatureStore] = field(default_factory=list)
+    # Those of this process, by what made them: a file has one writer, and what is not kept for the
+    # next run is still there for the next training of this one, such as a trial of the tuner.
+    _opened: dict[str, FeatureStore] = field(default_factory=dict)
 
     def open(self, shape: tuple[int, ...], made_by: Mapping[str, Any], most: int) -> FeatureStore:
         """The store of what was made in a certain way.
@@ -119,19 +119,20 @@ class FeatureFolder:
             most: how many images it may have to hold.
         """
         wanted = int(np.prod(shape)) * 4 * most
-        if self.root is None or wanted > self.most_bytes:
-            self._others.append(FeatureStore(None, shape, self.scratch))
-            return self._others[-1]
-        text = json.dumps({**made_by, "code": self.code}, sort_keys=True)
-        folder = self.root / hashlib.sha256(text.encode()).hexdigest()[:32]
-        if folder not in self._kept:
-            self._kept[folder] = FeatureStore(folder, shape, self.scratch, self.writer)
-        keep_within(self.root, self.most_bytes - wanted, folder)
-        return self._kept[folder]
+        made = {**made_by, "code": self.code}
+        name = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:32]
+        folder = None if self.root is None or wanted > self.most_bytes else self.root / name
+        if name not in self._opened:
+            self._opened[name] = FeatureStore(folder, shape, self.scratch, self.writer)
+            if folder is not None:
+                describe(folder, made)
+        if folder is not None:
+            keep_within(folder.parent, self.most_bytes - wanted, folder)
+        return self._opened[name]
 
     def close(self) -> None:
         """Closes all that were opened; those that are not kept vanish."""
-        for store in (*self._kept.values(), *self._others):
+        for store in self._opened.values():
             store.close()
 
 

@@ -85,17 +85,18 @@ class Watch(tf_keras.callbacks.Callback):
         loss = (logs or {})["loss"]
         number = len(self.state.epochs) + 1
         if not math.isfinite(loss):
-            raise Diverged(
-                f"Training diverged: the loss became {loss} in step {batch + 1} of epoch {number} "
-                f"of the phase {self._phase.name}, whose rate is {self._phase.rate:g}. "
-                f"Lower trainer.phases.{self._phase.name}.rate."
-            )
+            raise self._diverged(f"the loss became {loss} in step {batch + 1} of epoch {number}")
         if time.monotonic() - self._shown > _PROGRESS_EVERY:
             self._shown = time.monotonic()
             self._report(number, f"step {batch + 1}  loss {loss:.3f}")
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Records the epoch, keeps its weights if they are the best, ends the phase if due."""
+        """Records the epoch, keeps its weights if they are the best, ends the phase if due.
+
+        Raises:
+            Diverged: its last step, whose loss nobody has seen yet, left weights that are no
+                numbers, or that give none for the eval split.
+        """
         logs, state = logs or {}, self.state
         done = Epoch(
             epoch=epoch + 1,
@@ -106,10 +107,14 @@ class Watch(tf_keras.callbacks.Callback):
             eval_brier=_optional(logs, "val_brier"),
             seconds=time.monotonic() - self._started,
         )
+        weights = get_weights(self._models)
+        usable = done.eval_brier is None or math.isfinite(done.eval_brier)
+        if not usable or not all(np.isfinite(weight).all() for weight in weights):
+            raise self._diverged(f"no usable weights are left after epoch {done.epoch}")
         state.epochs.append(done)
         shown = done.accuracy if done.eval_accuracy is None else done.eval_accuracy
         self._report(done.epoch, f"accuracy {shown:.3f}")
-        state.weights = get_weights(self._models)
+        state.weights = weights
         state.optimizer = self.model.optimizer.get_weights()
         if self._is_best(done):
             state.best_weights = state.weights
@@ -122,6 +127,12 @@ class Watch(tf_keras.callbacks.Callback):
             )
         self.model.stop_training = self.is_over
         self._save()
+
+    def _diverged(self, what: str) -> Diverged:
+        return Diverged(
+            f"Training diverged: {what} of the phase {self._phase.name}, whose rate is "
+            f"{self._phase.rate:g}. Lower trainer.phases.{self._phase.name}.rate."
+        )
 
     def _report(self, epoch: int, text: str) -> None:
         report(f"{self._phase.name} {epoch}/{self.params['epochs']}  {text}")

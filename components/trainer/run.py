@@ -87,12 +87,17 @@ def train(arguments: Mapping[str, Any]) -> None:
         try:
             training.run(arguments["model"])
         except tf.errors.ResourceExhaustedError as error:
-            raise UserError(
-                f"The memory of the device is used up ({str(error).splitlines()[0]}). Lower "
-                f"trainer.batch_size ({config.batch_size}) or image.size ({training.image.size}), "
-                "train fewer blocks in trainer.phases, or take a smaller backbone; then start "
-                "anew with `graftline run`."
-            ) from error
+            raise memory_used_up(error, training) from error
+
+
+def memory_used_up(error: tf.errors.ResourceExhaustedError, training: Training) -> UserError:
+    """What to say when a device has not memory enough for a training: which settings to lower."""
+    return UserError(
+        f"The memory of the device is used up ({str(error).splitlines()[0]}). Lower "
+        f"trainer.batch_size ({training.config.batch_size}) or image.size ({training.image.size}), "
+        "train fewer blocks in trainer.phases, or take a smaller backbone; then start "
+        "anew with `graftline run`."
+    )
 
 
 def make_training(arguments: Mapping[str, Any], hardware: Hardware) -> Training:

@@ -176,20 +176,18 @@ class Training:
 
     def _write_embedding(self, backbone: tf_keras.Model) -> None:
         """Writes features, classes and thumbnails of eval images for TensorBoard's projector."""
-        most = self.config.tensorboard.embedding
+        # At random: side by side in a span are images of one class.
+        order = np.random.default_rng(self.config.seed).permutation(len(self.evaluation))
+        wanted = np.zeros(len(order), bool)
+        wanted[order[: self.config.tensorboard.embedding]] = True
         features, thumbnails = [], []
-        for images, _ in (
-            self.evaluation.batches(self.config.batch_size)
-            .unbatch()
-            .take(most)
-            .batch(self.config.batch_size)
-        ):
+        for images, _ in self.evaluation.batches(self.config.batch_size, wanted=wanted):
             features.append(backbone(images, training=False).numpy())
             small = tf.image.resize(
                 unscale(images, self._scaling), (_THUMBNAIL, _THUMBNAIL), antialias=True
             )
             thumbnails.append(tf.cast(small, tf.uint8).numpy())
-        labels = [self.classes[label] for label in self.evaluation.labels[:most]]
+        labels = [self.classes[label] for label in self.evaluation.labels[wanted]]
         write_embedding(
             f"{self.logs}/embedding", np.concatenate(features), labels, np.concatenate(thumbnails)
         )

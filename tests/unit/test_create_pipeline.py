@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -17,6 +19,7 @@ from graftline.pipeline.project import Project
 from graftline.schemas import curated
 
 SPAN = SpanVersion(1, 1)
+_SAY_DIGEST = "from graftline.pipeline.code_digest import code_digest; print(code_digest(), end='')"
 PLAN = Plan(run_id="run-0001", target=SPAN, window=(SPAN,))
 
 
@@ -67,3 +70,16 @@ def test_another_schema_is_seen_by_every_node(project):
     after = compile_pipeline(project, PLAN)
     for node in ("ImportExampleGen", "StatisticsGen", "Trainer", "Pusher"):
         assert parameters(before, node) != parameters(after, node)
+
+
+def test_the_digest_of_the_code_does_not_depend_on_what_has_been_imported():
+    said = [
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", f"{before}\n{_SAY_DIGEST}"],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        ).stdout
+        for before in ("", "import setuptools, pkg_resources")
+    ]
+    assert said[0] == said[1] != ""

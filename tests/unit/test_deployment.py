@@ -22,6 +22,7 @@ from deployment import (
     compose,
     composition,
     kustomized,
+    named,
     panels,
     pods,
     queries,
@@ -44,10 +45,6 @@ def base() -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def production() -> list[dict[str, Any]]:
     return kustomized("overlays/production")
-
-
-def named(objects: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
-    return {found["metadata"]["name"]: found for found in objects if found["kind"] == kind}
 
 
 @pytest.mark.parametrize("version", KUBERNETES)

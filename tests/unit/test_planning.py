@@ -12,6 +12,7 @@ from graftline.pipeline import planning
 from graftline.pipeline.config import Config, WindowConfig
 from graftline.pipeline.plan import SpanVersion
 from graftline.pipeline.project import Project
+from graftline.pipeline.run_record import RunRecord
 from graftline.serving.base_path import BasePath
 from graftline.serving.errors import UserError
 from graftline.serving.manifest import Manifest
@@ -45,6 +46,20 @@ def publish(project: Project, content: str, model_id: str) -> int:
 def test_spans_before_the_target_that_no_run_has_seen_are_ingested_first(project):
     first, second, third = spans(project, (1, 1), (2, 1), (3, 1))
     assert planning.never_ingested(project, third, {first}, set()) == [second]
+
+
+def test_a_span_that_has_passed_and_lost_its_examples_since_is_ingested_again(project):
+    first, second, third = spans(project, (1, 1), (2, 1), (3, 1))
+    passed = {first, second}
+    assert planning.never_ingested(project, third, passed, set(), lost={first}) == [first]
+    # Not where the window does not reach it.
+    assert planning.never_ingested(with_window(project, 2), third, passed, set(), {first}) == []
+
+
+def test_within_reach_are_the_newest_versions_that_the_window_can_hold(project):
+    first, _, second = spans(project, (1, 1), (2, 1), (2, 2))
+    assert planning.spans_within_reach(project) == [first, second]
+    assert planning.spans_within_reach(with_window(project, 1)) == [second]
 
 
 def test_a_refused_span_stays_out_and_gives_its_place_in_the_window_to_the_one_before(project):
@@ -106,3 +121,30 @@ def test_a_version_that_cannot_be_read_is_named(project):
     (project.base_path / "1" / "variables").symlink_to("/nowhere")
     with pytest.raises(UserError, match="Version 1"):
         planning.hold_in_service(project)
+
+
+def ran(span: int, state: str, *, version: int = 1, **others: object) -> RunRecord:
+    return RunRecord(run_id=f"run-{span}", span=span, version=version, state=state, **others)
+
+
+def test_the_next_span_is_the_first_after_those_that_were_dealt_with(project):
+    first, second, third = spans(project, (1, 1), (2, 1), (3, 1))
+    assert planning.next_span(project, []) == first
+    assert planning.next_span(project, [ran(1, "published")]) == second
+    refused = ran(2, "refused", refused_by="data", refused_spans=(second,))
+    assert planning.next_span(project, [refused, ran(1, "published")]) == third
+    assert planning.next_span(project, [ran(3, "refused", refused_by="model")]) is None
+
+
+def test_a_span_whose_run_broke_off_or_was_not_served_comes_again(project):
+    first, second = spans(project, (1, 1), (2, 1))
+    for state, refuser in (("failed", ""), ("interrupted", ""), ("refused", "probe")):
+        record = ran(2, state, refused_by=refuser)
+        assert planning.next_span(project, [record, ran(1, "published")]) == second
+    assert planning.next_span(project, [ran(1, "tuned", tunes=True)]) == first
+
+
+def test_a_newer_version_of_the_last_span_comes_next_and_one_of_an_earlier_span_does_not(project):
+    _, _, newer, _ = spans(project, (1, 1), (2, 1), (2, 2), (1, 2))
+    assert planning.next_span(project, [ran(2, "published")]) == newer
+    assert planning.next_span(project, [ran(2, "published", version=2)]) is None

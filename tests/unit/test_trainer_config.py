@@ -53,6 +53,8 @@ def test_a_configuration_survives_json():
         ({"batch_size": 0}, "batch_size"),
         ({"strategy": "parameter_server"}, "strategy"),
         ({"workers": 2, "strategy": "mirrored"}, "leave it at auto"),
+        ({"devices": [0, 1, 0]}, "devices names a GPU twice"),
+        ({"backbone": "https://tfhub.dev/x/y/1", "weights": "a.h5"}, "set weights to hub"),
         ({"optimizer": "adam"}, "optimizer"),
     ],
 )

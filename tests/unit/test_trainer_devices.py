@@ -30,11 +30,24 @@ def test_the_cluster_and_this_process_in_it_are_read_from_tf_config(
     assert (cluster_size(), worker_number()) == (3, number)
 
 
+@pytest.mark.parametrize("strategy", ["auto", "multi_worker"])
+def test_who_works_alone_waits_for_no_cluster(monkeypatch, strategy):
+    task = {"type": "chief", "index": 0}
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": CLUSTER, "task": task}))
+    hardware = Hardware.find(TrainerConfig(strategy=strategy), alone=True)
+    assert (hardware.worker, hardware.workers) == (0, 1)
+
+
+def test_the_name_of_a_tpu_says_nothing_about_a_processor(monkeypatch):
+    monkeypatch.setenv("TPU_NAME", "local")
+    assert Hardware.find(TrainerConfig(strategy="one_device")).precision == "float32"
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
         ({"strategy": "multi_worker"}, "TF_CONFIG names no cluster"),
-        ({"strategy": "tpu"}, "no TPU answers"),
+        ({"strategy": "tpu"}, "No TPU answers"),
         ({"devices": (0,)}, "asks for GPU 0; this machine has 0"),
     ],
 )

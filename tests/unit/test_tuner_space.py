@@ -24,6 +24,11 @@ def test_the_default_space_fits_the_default_training():
         ("batch_size", Range(min=8, max=16.5), "16.5 cannot be tried"),
         ("head", [1, 2], "tuner.space.head: 1 cannot be tried"),
         ("head.dropout.more", [1, 2], "dropout is a value, not a section"),
+        ("backbone", ["efficientnet_lite0", "efficientnet_lite1"], "prepared for one network"),
+        ("workers", [1, 2], "not what is learned"),
+        ("tensorboard.embedding", [10, 20], "not what is learned"),
+        ("warm_start", [True, False], "start from the same weights"),
+        ("seed", [1, 2], "luck"),
     ],
 )
 def test_what_the_trainer_would_refuse_is_refused_before_anything_runs(key, values, said):

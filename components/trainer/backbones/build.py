@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tf_keras
 
-from graftline.components.trainer.backbones import efficientnet_lite
+from graftline.components.trainer.backbones import efficientnet_lite, hub
 from graftline.components.trainer.backbones.registry import WEIGHTS, Backbone, find
 from graftline.components.trainer.backbones.weights import find_or_fetch, without_other_layers
 from graftline.serving.errors import UserError
@@ -49,6 +49,8 @@ def load(
         return model
     if weights == "imagenet":
         return _with_imagenet_weights(backbone, alpha, size, cache, progress, [])
+    if weights == "hub":
+        return hub.build(name, size, cache)
     if weights not in WEIGHTS:
         return _with_weights_of(backbone, Path(weights).expanduser(), alpha, size)
     return backbone.make(size, alpha)

@@ -1,11 +1,14 @@
 """Feature vectors of TensorFlow Hub, by their address.
 
 TensorFlow Hub's library downloads them, once, into the folder that the environment variable
-TFHUB_CACHE_DIR names.
+TFHUB_CACHE_DIR names, by default one beside the other weights.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftline.serving.errors import UserError
@@ -14,12 +17,13 @@ if TYPE_CHECKING:
     import tf_keras
 
 
-def build(handle: str, size: int) -> tf_keras.Model:
+def build(handle: str, size: int, cache: Path) -> tf_keras.Model:
     """The network behind a handle, with its weights.
 
     Args:
         handle: address of a feature vector, with its version.
         size: width and height of its input in pixels.
+        cache: folder of downloaded weights, where TFHUB_CACHE_DIR names no other.
 
     Returns:
         A Keras model from images (B, size, size, 3) of 0 to 1 to features (B, F).
@@ -31,14 +35,17 @@ def build(handle: str, size: int) -> tf_keras.Model:
     import tf_keras
 
     image = tf_keras.Input((size, size, 3), name="image")
+    kept = Path(os.environ.setdefault("TFHUB_CACHE_DIR", str(cache / "tfhub")))
+    folder = kept / hashlib.sha1(handle.encode(), usedforsecurity=False).hexdigest()
     try:
-        layer = tensorflow_hub.KerasLayer(handle, trainable=True, name="hub")
+        # Its graph was made in float32 and takes nothing else.
+        layer = tensorflow_hub.KerasLayer(handle, trainable=True, name="hub", dtype="float32")
         features = layer(image)
     except OSError as error:
         raise UserError(
             f"The network {handle} is not on this machine and could not be downloaded ({error}). "
-            "Run it once where there is a network with TFHUB_CACHE_DIR=FOLDER, and bring that "
-            "folder here."
+            f"Fetch {handle}?tf-hub-format=compressed where there is a network and unpack it into "
+            f"{folder}."
         ) from error
     except (ValueError, TypeError) as error:
         first = str(error).strip().splitlines()[0]

@@ -13,7 +13,7 @@ from graftline.components.trainer import boundary
 from graftline.components.trainer.config import TrainerConfig
 from graftline.components.trainer.devices import Hardware
 from graftline.components.trainer.feature_store import FeatureStore
-from graftline.components.trainer.features import Features
+from graftline.components.trainer.features import FeatureFolder, Features
 from graftline.components.trainer.inputs import Images
 from small_training import PHASES, SIZE, make
 
@@ -81,6 +81,15 @@ def test_how_fast_activations_are_made_and_read_is_measured(spans, transform_gra
     made, read = boundary.rates(lower, images, 8, hardware, tmp_path)
     assert made > 0
     assert read > 0
+
+
+def test_trainings_of_one_process_share_features_that_are_not_kept(tmp_path):
+    folder = FeatureFolder(root=None, scratch=tmp_path, most_bytes=0, code="")
+    stores = [folder.open((3,), {"weights": name}, 10) for name in ("a", "a", "b")]
+    assert stores[0] is stores[1]
+    assert stores[0] is not stores[2]
+    folder.close()
+    assert not list(tmp_path.iterdir())
 
 
 def test_where_no_features_are_to_be_kept_none_are(train, tmp_path):

@@ -189,6 +189,14 @@ def test_a_loss_that_is_no_number_ends_the_training_and_says_when(train, tmp_pat
     assert not (tmp_path / "Format-Serving").exists()
 
 
+def test_a_last_step_that_ruins_the_weights_is_no_result(train, tmp_path):
+    # The loss of the only step is that of the weights before it.
+    odd = {"name": "odd", "epochs": 1, "rate": 1e38}
+    with pytest.raises(UserError, match=r"after epoch 1 of the phase odd.*trainer.phases.odd.rate"):
+        train(tmp_path, phases=[odd], batch_size=500)
+    assert not (tmp_path / "Format-Serving").exists()
+
+
 def test_a_phase_that_reads_the_images_augments_and_resamples_them(train, tmp_path):
     record = train(
         tmp_path,
@@ -249,17 +257,26 @@ def test_tensorboard_shows_resources_and_on_request_histograms_and_eval_images(t
     assert "embedding" in shown
     folder = tmp_path / "run" / "embedding"
     assert len((folder / "features.tsv").read_text().splitlines()) == 5
-    assert (folder / "labels.tsv").read_text().splitlines() == [
-        "blå",
-        "green",
-        "red",
-        "blå",
-        "green",
-    ]
-    assert Image.open(folder / "thumbnails.png").size == (3 * 48, 2 * 48)
-    # Blue, green and red, from left to right.
-    first = np.asarray(Image.open(folder / "thumbnails.png"))[24, [24, 72, 120]]
-    assert first.argmax(axis=1).tolist() == [2, 1, 0]
+    labels = (folder / "labels.tsv").read_text().splitlines()
+    sheet = np.asarray(Image.open(folder / "thumbnails.png"))
+    # From left to right, line by line, on a square, as TensorBoard wants it.
+    assert sheet.shape == (3 * 48, 3 * 48, 3)
+    shown = [sheet[y + 24, x + 24].argmax() for y in (0, 48) for x in (0, 48, 96)]
+    assert [["red", "green", "blå"][channel] for channel in shown[:5]] == labels
+
+
+def test_the_embedding_shows_images_of_all_classes_however_they_are_sorted(train, tmp_path):
+    names = ["blå"] * 12 + ["red"] * 12
+    ordered = [example(picture(name, 300 + index), name) for index, name in enumerate(names)]
+    train(
+        tmp_path,
+        {"eval": [write_span(tmp_path / "eval", ordered)]},
+        phases=PHASES[:1],
+        tensorboard={"embedding": 8},
+    )
+    labels = (tmp_path / "run" / "embedding" / "labels.tsv").read_text().splitlines()
+    assert len(labels) == 8
+    assert set(labels) == {"blå", "red"}
 
 
 def test_a_batch_larger_than_the_data_and_a_class_without_eval_images_are_no_matter(

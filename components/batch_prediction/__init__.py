@@ -1,0 +1,1 @@
+"""Batch prediction: any number of images through a published version, on any Beam runner."""

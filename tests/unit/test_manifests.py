@@ -1,0 +1,384 @@
+"""kubeflow/manifests as kustomize and the schemas of Kubernetes read it."""
+
+from __future__ import annotations
+
+import copy
+import re
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+
+from deployment import MANIFESTS, REPOSITORY, kustomized, named, pod_templates
+from graftline.pipeline.beam.config import BeamConfig
+from graftline.pipeline.kubeflow_config import (
+    PASSWORD_VARIABLE,
+    USER_VARIABLE,
+    KubeflowConfig,
+)
+
+# The oldest version of Kubernetes in which all of it is stable, and a new one.
+KUBERNETES = ("1.28", "1.34")
+# Held against their own definitions in end_to_end/test_custom_resources.py, and by serving's tests.
+CUSTOM = ("FlinkDeployment", "PodMonitor", "PrometheusRule")
+
+
+@pytest.fixture(scope="module")
+def production() -> list[dict[str, Any]]:
+    return kustomized(MANIFESTS / "overlays/production")
+
+
+@pytest.fixture(scope="module")
+def standalone() -> list[dict[str, Any]]:
+    return kustomized(MANIFESTS / "overlays/standalone")
+
+
+def templates(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Labels and specs of all pods, those that Flink's operator makes among them."""
+    found = pod_templates(objects)
+    for name, cluster in named(objects, "FlinkDeployment").items():
+        common = cluster["spec"]["podTemplate"]
+        found[name] = copy.deepcopy(common)
+        own = cluster["spec"]["taskManager"]["podTemplate"]["spec"]["containers"]
+        assert own[0]["name"] == common["spec"]["containers"][0]["name"]
+        found[name]["spec"]["containers"] += own[1:]
+    return found
+
+
+def container(objects: list[dict[str, Any]], pod: str, name: str) -> dict[str, Any]:
+    [found] = [c for c in templates(objects)[pod]["spec"]["containers"] if c["name"] == name]
+    return found
+
+
+def variables(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {variable["name"]: variable for variable in found.get("env", [])}
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+@pytest.mark.parametrize("overlay", ["production", "standalone"])
+def test_the_manifests_fit_the_schemas_of_kubernetes(overlay, version, request):
+    schemas = pytest.importorskip("kubernetes_validate")
+    checked = [o for o in request.getfixturevalue(overlay) if o["kind"] not in CUSTOM]
+    assert len(checked) > 10
+    for found in checked:
+        schemas.validate(found, version, strict=True)
+
+
+def test_every_pod_is_confined(production):
+    for name, template in templates(production).items():
+        pod = template["spec"]
+        assert pod["automountServiceAccountToken"] is False, name
+        assert pod["securityContext"]["runAsNonRoot"] is True, name
+        assert pod["securityContext"]["runAsUser"] > 0, name
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        for found in pod["containers"]:
+            context = found["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False, name
+            assert context["capabilities"] == {"drop": ["ALL"]}, name
+            # Flink's image writes its configuration beside itself; its operator sets its memory.
+            if found["name"] != "flink-main-container":
+                assert context["readOnlyRootFilesystem"] is True, name
+                assert "memory" in found["resources"]["limits"], name
+
+
+def test_the_service_account_changes_nothing_but_what_runs_need(production):
+    roles = named(production, "Role")
+    assert set(roles) == {"graftline", "graftline-submitter", "graftline-tfjobs"}
+    [of_kubeflow] = {rule["apiGroups"][0] for rule in roles.pop("graftline-submitter")["rules"]}
+    assert of_kubeflow == "pipelines.kubeflow.org"
+    assert not named(production, "ClusterRole") and not named(production, "ClusterRoleBinding")
+    for role in roles.values():
+        for rule in role["rules"]:
+            assert "*" not in rule["verbs"] + rule["resources"] + rule["apiGroups"]
+            if {"secrets", "configmaps"} & set(rule["resources"]):
+                assert rule["verbs"] == ["get"] and rule["resourceNames"]
+            if {"create", "patch", "update", "delete"} & set(rule["verbs"]):
+                assert set(rule["resources"]) <= {"workflowtaskresults", "tfjobs"}
+    for name, binding in named(production, "RoleBinding").items():
+        [subject] = binding["subjects"]
+        account = "graftline-submitter" if name == "graftline-submitter" else "graftline"
+        assert (subject["name"], subject["namespace"]) == (account, "graftline")
+        assert binding["roleRef"]["name"] == name
+
+
+def test_no_secret_has_a_value_here(production, standalone):
+    for objects in (production, standalone):
+        assert not named(objects, "Secret")
+        for name, template in templates(objects).items():
+            for found in template["spec"]["containers"]:
+                for variable in variables(found).values():
+                    secret = re.search("(PASSWORD|PWD|TOKEN|USER)$", variable["name"])
+                    assert not (secret and "value" in variable), name
+
+
+def test_everything_that_is_named_is_there(production, standalone):
+    for objects in (production, standalone):
+        there = {(o["kind"], o["metadata"]["name"]) for o in objects}
+        there |= {
+            ("PersistentVolumeClaim", claim["metadata"]["name"])
+            for made in named(objects, "StatefulSet").values()
+            for claim in made["spec"]["volumeClaimTemplates"]
+        }
+        # Made by the operator of the cluster.
+        there |= {("Secret", "gateway-api-keys"), ("Secret", "graftline-metadata")}
+        for name, template in templates(objects).items():
+            pod = template["spec"]
+            for kind, found in _references(pod):
+                assert (kind, found) in there, name
+            volumes = {volume["name"] for volume in pod.get("volumes", [])}
+            claims = named(objects, "StatefulSet").get(name, {"spec": {}})["spec"]
+            volumes |= {c["metadata"]["name"] for c in claims.get("volumeClaimTemplates", [])}
+            for found in pod["containers"]:
+                mounted = {mount["name"] for mount in found.get("volumeMounts", [])}
+                assert mounted <= volumes, name
+
+
+def _references(pod: dict[str, Any]) -> list[tuple[str, str]]:
+    found = []
+    for volume in pod.get("volumes", []):
+        for kind, key, name in (
+            ("ConfigMap", "configMap", "name"),
+            ("Secret", "secret", "secretName"),
+            ("PersistentVolumeClaim", "persistentVolumeClaim", "claimName"),
+        ):
+            if key in volume:
+                found.append((kind, volume[key][name]))
+    for container in pod["containers"]:
+        for variable in variables(container).values():
+            if "valueFrom" in variable:
+                found.append(("Secret", variable["valueFrom"]["secretKeyRef"]["name"]))
+    return found
+
+
+def test_the_defaults_of_the_configuration_name_what_is_there(standalone):
+    config = KubeflowConfig()
+    claims = named(standalone, "PersistentVolumeClaim")
+    for volume in config.volumes:
+        assert claims[volume.claim]["spec"]["accessModes"] == ["ReadWriteMany"]
+        workbench = container(standalone, "graftline-workbench", "workbench")
+        assert volume.path in {mount["mountPath"] for mount in workbench["volumeMounts"]}
+    [port] = named(standalone, "Service")["graftline-metadata"]["spec"]["ports"]
+    assert port["port"] == config.metadata.port
+    # The user may make databases of these names.
+    assert config.metadata.database.startswith("graftline")
+    given = variables(container(standalone, "graftline-metadata", "mariadb"))
+    for name, key in ((USER_VARIABLE, "username"), (PASSWORD_VARIABLE, "password")):
+        assert given[name]["valueFrom"]["secretKeyRef"] == {
+            "name": config.metadata.secret,
+            "key": key,
+        }
+
+
+def test_a_worker_of_beam_finds_everything_where_a_step_does(production):
+    config = KubeflowConfig()
+    worker = container(production, "graftline-flink", "beam-workers")
+    volumes = {
+        volume["name"]: volume["persistentVolumeClaim"]["claimName"]
+        for volume in templates(production)["graftline-flink"]["spec"]["volumes"]
+        if "persistentVolumeClaim" in volume
+    }
+    mounts = {mount["mountPath"]: volumes.get(mount["name"]) for mount in worker["volumeMounts"]}
+    assert {volume.path: volume.claim for volume in config.volumes}.items() <= mounts.items()
+
+
+def test_the_job_server_is_where_the_flink_component_says(production):
+    text = (MANIFESTS / "components/flink/kustomization.yaml").read_text()
+    said = re.search(r"^#   beam:$(?:\n#   .*)+", text, re.MULTILINE)
+    beam = yaml.safe_load(re.sub("^#   ", "", said[0], flags=re.MULTILINE))["beam"]
+    server = container(production, "graftline-beam-jobs", "job-server")
+    ports = {port["name"]: port["port"] for port in _service(production, beam["job_server"])}
+    for key, name in (("job_server", "jobs"), ("artifact_server", "artifacts")):
+        host, _, port = beam[key].partition(":")
+        assert host == "graftline-beam-jobs" and int(port) == ports[name]
+        assert {"name": name, "containerPort": int(port)} in server["ports"]
+    assert f"--job-port={ports['jobs']}" in server["args"]
+    assert f"--artifact-port={ports['artifacts']}" in server["args"]
+    # TaskManagers read what the server has taken.
+    assert any(arg.startswith("--artifacts-dir=/graftline/") for arg in server["args"])
+    task_manager = container(production, "graftline-flink", "flink-main-container")
+    assert "/graftline" in {mount["mountPath"] for mount in task_manager["volumeMounts"]}
+    config = msgspec.convert(beam, BeamConfig)
+    assert (config.runner, config.workers.start) == ("flink", "external")
+    worker = container(production, "graftline-flink", "beam-workers")
+    [port] = worker["ports"]
+    assert config.workers.pool == f"localhost:{port['containerPort']}"
+
+
+def _service(objects: list[dict[str, Any]], address: str) -> list[dict[str, Any]]:
+    ports: list[dict[str, Any]] = named(objects, "Service")[address.partition(":")[0]]["spec"][
+        "ports"
+    ]
+    return ports
+
+
+def test_images_are_pinned_name_no_registry_and_fit_the_lock_file(production):
+    images = {
+        found["image"]
+        for template in templates(production).values()
+        for found in template["spec"]["containers"]
+        if "image" in found
+    }
+    images.add(named(production, "FlinkDeployment")["graftline-flink"]["spec"]["image"])
+    for image in images:
+        assert re.fullmatch(r"([a-z-]+/)?[a-z0-9._-]+:v?\d+\.\d+\.\d+[a-z0-9-]*", image), image
+    lock = (REPOSITORY / "requirements/tfx-1.21.lock").read_text()
+    [beam] = re.findall(r"^apache-beam==(\S+)", lock, re.MULTILINE)
+    spec = named(production, "FlinkDeployment")["graftline-flink"]["spec"]
+    flink = spec["flinkVersion"].removeprefix("v").replace("_", ".")
+    assert f"apache/beam_flink{flink}_job_server:{beam}" in images
+    assert spec["image"].startswith(f"flink:{flink}.")
+
+
+def test_an_overlay_sets_the_images_of_workers_of_beam_too(tmp_path):
+    overlay = tmp_path / "kustomization.yaml"
+    # kustomize knows resources by paths from where it is.
+    up = "../" * len(tmp_path.resolve().parts[1:])
+    overlay.write_text(
+        f"resources: ['{up}{str(MANIFESTS)[1:]}/overlays/production']\n"
+        "images: [{name: graftline, newName: images.example.com/graftline, newTag: abc}]\n"
+    )
+    found = kustomized(tmp_path)
+    worker = container(found, "graftline-flink", "beam-workers")
+    assert worker["image"] == "images.example.com/graftline:abc"
+
+
+def _allowed(objects: list[dict[str, Any]], pod: dict[str, str]) -> set[str]:
+    """Which of our pods may reach one that has these labels."""
+    reached = set()
+    for policy in named(objects, "NetworkPolicy").values():
+        spec = policy["spec"]
+        if "Ingress" in spec["policyTypes"] and _selects(spec["podSelector"], pod):
+            for rule in spec.get("ingress", []):
+                for source in rule.get("from", []):
+                    for name, labels in _labels(objects).items():
+                        if "podSelector" in source and _selects(source["podSelector"], labels):
+                            reached.add(name)
+    return reached
+
+
+def _labels(objects: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    return {
+        "step": {"workflows.argoproj.io/workflow": "flowers-x"},
+        "worker": {"training.kubeflow.org/operator-name": "tfjob-controller"},
+        **{name: template["metadata"]["labels"] for name, template in templates(objects).items()},
+    }
+
+
+def _selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    matches = selector.get("matchLabels", {}).items() <= labels.items()
+    for expression in selector.get("matchExpressions", []):
+        value = labels.get(expression["key"])
+        matches &= value in expression["values"] if "values" in expression else value is not None
+    return matches
+
+
+def test_nobody_is_reached_but_by_a_policy(production):
+    policies = named(production, "NetworkPolicy")
+    assert policies["graftline-default-deny"]["spec"] == {
+        "podSelector": {},
+        "policyTypes": ["Ingress", "Egress"],
+    }
+    labels = _labels(production)
+    assert {name: _allowed(production, labels[name]) for name in labels if "graftline" in name} == {
+        "graftline-metadata": {
+            "step",
+            "worker",
+            "graftline-metadata-backup",
+            "graftline-workbench",
+        },
+        "graftline-metadata-backup": set(),
+        "graftline-watch": set(),
+        "graftline-workbench": set(),
+        "graftline-beam-jobs": {"step"},
+        "graftline-flink": {"graftline-flink", "graftline-beam-jobs"},
+    }
+    assert _allowed(production, labels["step"]) == set()
+    assert _allowed(production, labels["worker"]) == {"worker"}
+
+
+@pytest.mark.parametrize(
+    ("who", "whom", "port"),
+    [
+        ("step", "graftline-metadata", 3306),
+        ("step", "graftline-beam-jobs", 8099),
+        ("step", "graftline-beam-jobs", 8098),
+        ("step", "tensorflow-serving", 8500),
+        ("graftline-workbench", "tensorflow-serving", 8501),
+        ("worker", "graftline-metadata", 3306),
+        ("graftline-beam-jobs", "graftline-flink", 8081),
+        ("graftline-metadata-backup", "graftline-metadata", 3306),
+        ("graftline-workbench", "graftline-metadata", 3306),
+    ],
+)
+def test_who_is_let_in_is_let_out_as_well(production, who, whom, port):
+    labels = _labels(production)
+    assert who in _allowed(production, labels[whom])
+    rules = [
+        rule
+        for policy in named(production, "NetworkPolicy").values()
+        if "Egress" in policy["spec"]["policyTypes"]
+        and _selects(policy["spec"]["podSelector"], labels[who])
+        for rule in policy["spec"].get("egress", [])
+    ]
+    assert any(
+        _selects(target["podSelector"], labels[whom])
+        and ("ports" not in rule or {"port": port} in rule["ports"])
+        for rule in rules
+        for target in rule.get("to", [])
+        if "podSelector" in target and "namespaceSelector" not in target
+    )
+
+
+def _amount(quantity: str | int | float) -> Decimal:
+    """A quantity of Kubernetes in units and bytes."""
+    number, unit = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", str(quantity)).groups()
+    units = {"": 1, "m": Decimal("0.001"), "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+    return Decimal(number) * units[unit]
+
+
+def test_the_quota_has_room_for_all_that_is_always_there_and_a_run(production):
+    hard = named(production, "ResourceQuota")["graftline"]["spec"]["hard"]
+    most = {
+        scaler["spec"]["scaleTargetRef"]["name"]: scaler["spec"]["maxReplicas"]
+        for scaler in named(production, "HorizontalPodAutoscaler").values()
+    }
+    taken = {"requests.cpu": Decimal(0), "requests.memory": Decimal(0)}
+    for name, template in pod_templates(production).items():
+        for found in template["spec"]["containers"]:
+            for kind in ("cpu", "memory"):
+                amount = _amount(found["resources"]["requests"][kind])
+                taken[f"requests.{kind}"] += amount * most.get(name, 1)
+    flink = named(production, "FlinkDeployment")["graftline-flink"]["spec"]
+    worker = container(production, "graftline-flink", "beam-workers")["resources"]["requests"]
+    pods = flink["taskManager"]["replicas"]
+    taken["requests.cpu"] += 1 + pods * (1 + _amount(worker["cpu"]))
+    taken["requests.memory"] += 2**31 + pods * (2**32 + _amount(worker["memory"]))
+    # A Trainer that gets a whole large machine.
+    assert taken["requests.cpu"] + 16 <= _amount(hard["requests.cpu"])
+    assert taken["requests.memory"] + 64 * 2**30 <= _amount(hard["requests.memory"])
+    stored = sum(
+        _amount(claim["spec"]["resources"]["requests"]["storage"])
+        for claim in named(production, "PersistentVolumeClaim").values()
+    )
+    assert stored < _amount(hard["requests.storage"])
+
+
+def test_gpus_are_had_with_the_component_alone(production, tmp_path):
+    [quota] = named(production, "ResourceQuota").values()
+    assert quota["spec"]["hard"]["requests.nvidia.com/gpu"] == "4"
+    up = "../" * len(tmp_path.resolve().parts[1:]) + str(MANIFESTS)[1:]
+    (tmp_path / "kustomization.yaml").write_text(
+        f"resources: ['{up}/base']\ncomponents: ['{up}/components/quota']\n"
+    )
+    [without] = named(kustomized(tmp_path), "ResourceQuota").values()
+    assert without["spec"]["hard"]["requests.nvidia.com/gpu"] == "0"
+
+
+def test_beside_kubeflow_itself_nothing_binds_the_whole_namespace(standalone):
+    assert {found["metadata"]["namespace"] for found in standalone} == {"kubeflow"}
+    kinds = {found["kind"] for found in standalone}
+    assert not kinds & {"Namespace", "ResourceQuota", "LimitRange"}
+    for policy in named(standalone, "NetworkPolicy").values():
+        assert policy["spec"]["podSelector"].get("matchLabels")
