@@ -220,7 +220,7 @@ def test_a_parameter_that_is_unknown_or_of_the_wrong_type_starts_nothing(cluster
     mistaken = cluster.run({"overrides": '["trainer.batch_sice=3"]'})
     assert (mistaken.state, mistaken.steps["begin"].codes) == ("FAILED", [2, 2, 2])
     assert "Did you mean batch_size" in mistaken.steps["begin"].output
-    other_steps = cluster.run({"span": 2, "force": True, "overrides": '["probe.enabled=true"]'})
+    other_steps = cluster.run({"span": 1, "force": True, "overrides": '["probe.enabled=true"]'})
     assert "ServingProbe" in other_steps.steps["begin"].output
 
 
