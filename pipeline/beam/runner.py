@@ -1,4 +1,4 @@
-"""Beam's portable runner, which takes its job back when the command that waits is stopped."""
+"""Beam's portable runner, which asks for its job's end when the command that waits is stopped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ClusterRunner(PortableRunner):
     """
 
     def run_portable_pipeline(self, pipeline: Any, options: Any) -> Any:
-        """Begins the job; waiting for its result ends it, where the waiting is interrupted."""
+        """Begins the job; its end is asked for where waiting for its result is interrupted."""
         result = super().run_portable_pipeline(pipeline, options)
         wait = result.wait_until_finish
 

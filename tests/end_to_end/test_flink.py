@@ -34,6 +34,8 @@ from model_servers import until
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.flink]
 
+# States of a job that does nothing more.
+ENDED = ("CANCELED", "FAILED", "FINISHED")
 CONFIG = """
 model: {{name: blobs}}
 trainer:{trainer}
@@ -273,16 +275,18 @@ def test_a_task_manager_lost_for_good_fails_the_node_and_the_run_can_be_resumed(
     assert BasePath(there / "serving" / "blobs").in_service() == 2
 
 
-def test_an_interrupted_drop_takes_its_job_back(there, cluster, tmp_path):
+def test_an_interrupted_drop_takes_nothing_in_whatever_becomes_of_its_job(there, cluster, tmp_path):
     images = str(draw(tmp_path / "images", 12, seed=4))
+    before = list_spans(there / "spans")
     dropping = Command(there, "drop", images, "beam.probe=false")
     job = _job_at_work(cluster)
 
     os.kill(dropping.process.pid or 0, signal.SIGINT)
 
     assert dropping.wait() == 130, dropping.output
-    until(lambda: cluster.ask(f"/jobs/{job}")["state"] == "CANCELED", "the end of the job")
-    assert len(list_spans(there / "spans")) == 2
+    # The job server is asked to end it, and may let it run to its end.
+    until(lambda: cluster.ask(f"/jobs/{job}")["state"] in ENDED, "the end of the job")
+    assert list_spans(there / "spans") == before
 
 
 def _kill_at_work(cluster: FlinkCluster, number: int) -> None:

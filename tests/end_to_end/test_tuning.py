@@ -115,7 +115,7 @@ def test_values_with_which_training_diverges_are_the_worst(project):
 
 def test_values_that_cannot_go_together_are_the_worst_and_end_nothing(project):
     tried = "tuner.space={phases.frozen.fraction: [0.0, 0.1], phases.frozen.blocks: [0, 1]}"
-    graftline(project, "tune", tried, "trainer.phases.frozen.epochs=1", "tuner.trials=4")
+    graftline(project, "tune", tried, "trainer.phases.frozen.epochs=1", "tuner.trials=15")
     impossible = {"phases.frozen.fraction": 0.1, "phases.frozen.blocks": 1}
     assert {trial["error"] for trial in trials(project) if trial["values"] == impossible} == {2.0}
 
