@@ -15,7 +15,8 @@ class ServingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         tuple[Annotated[str, Meta(pattern=r"^https?://[^/\s]+/?$")], ...],
         Meta(
             description="REST addresses of the model servers, http://HOST:8501 each: who changes "
-            "what serves waits until all of them follow. Empty: nobody is asked."
+            "what serves waits until all of them follow. A name with several addresses stands for "
+            "as many servers. Empty: nobody is asked."
         ),
     ] = ()
     wait_seconds: Annotated[

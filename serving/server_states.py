@@ -1,14 +1,17 @@
 """What model servers say that they serve: versions, their states, and the labels they carry.
 
 Over REST, as any TensorFlow Serving has it. A label's version is asked for by its metadata: the
-status call ignores labels.
+status call ignores labels. A name with several addresses, as a Kubernetes service without an
+address of its own has, stands for as many servers: each is asked.
 """
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -55,7 +58,11 @@ class Servers:
         import requests
 
         with requests.Session() as session:
-            return [self._ask(session, address, labels) for address in self.addresses]
+            return [
+                self._ask(session, server, labels)
+                for address in self.addresses
+                for server in servers_behind(address)
+            ]
 
     def wait(
         self,
@@ -110,6 +117,35 @@ class Servers:
         except (msgspec.DecodeError, KeyError, TypeError, ValueError):
             return ServerState(address, failure="does not answer as a model server does")
         return ServerState(address, versions, found)
+
+
+def servers_behind(address: str) -> list[str]:
+    """The addresses of all servers that a name stands for now, as it is asked anew at every look.
+
+    One server with an address of each family stays one server. So does whatever is asked over
+    https, which no TensorFlow Serving speaks: a proxy's certificate is for its name.
+
+    Args:
+        address: `http://NAME:8501`.
+
+    Returns:
+        `http://10.0.0.7:8501` for each; the address itself where it stands for one, or for none.
+    """
+    parts = urlsplit(address)
+    if parts.scheme != "http" or not parts.hostname:
+        return [address]
+    try:
+        port = f":{parts.port}" if parts.port else ""
+        found = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_STREAM)
+    except (OSError, ValueError):
+        return [address]
+    families: dict[int, set[str]] = {}
+    for family, _, _, _, where in found:
+        families.setdefault(family, set()).add(str(where[0]))
+    hosts = max(families.values(), key=len)
+    if len(hosts) < 2:
+        return [address]
+    return [f"http://{f'[{host}]' if ':' in host else host}{port}" for host in sorted(hosts)]
 
 
 def _get(session: Any, url: str) -> tuple[int, Any]:

@@ -8,10 +8,11 @@ const status = byId("status");
 const preview = byId("preview");
 const result = byId("result");
 let latest = 0;
+let shown = null; // the image, however it came
 
-function say(text, bad = false) {
+function say(text, kind = "") {
   status.textContent = text;
-  status.classList.toggle("bad", bad);
+  status.className = kind;
 }
 
 function credentials() {
@@ -48,11 +49,13 @@ function show(answer, milliseconds) {
     `${answer.model}, version ${answer.version}${label}, ${Math.round(milliseconds)} ms`;
   result.hidden = false;
   const best = answer.predictions[0];
-  say(`${best.class}: ${(100 * (best.score ?? 0)).toFixed(1)}%`);
+  // The first bar shows it already.
+  say(`${best.class}: ${(100 * (best.score ?? 0)).toFixed(1)}%`, "heard");
 }
 
 async function classify(image) {
   const mine = ++latest;
+  shown = image;
   URL.revokeObjectURL(preview.src);
   preview.src = URL.createObjectURL(image);
   preview.alt = image.name || "the image";
@@ -77,21 +80,24 @@ async function classify(image) {
       byId("access").open = true;
       byId("credential").focus();
     }
-    say(answer.detail || response.statusText, true);
+    say(`No answer for ${image.name || "this image"}: ${answer.detail || response.statusText}`, "bad");
   } catch {
-    if (mine === latest) say("The gateway cannot be reached.", true);
+    if (mine === latest) say("The gateway cannot be reached.", "bad");
   }
 }
 
 function take(list) {
   const image = [...list].find((item) => item instanceof File);
   if (image) classify(image);
+  return Boolean(image);
 }
 
 preview.addEventListener("error", () => { preview.hidden = true; });
 byId("form").addEventListener("submit", (event) => event.preventDefault());
+// Emptied, for a file that is chosen a second time would be no change.
+file.addEventListener("click", () => { file.value = ""; });
 file.addEventListener("change", () => take(file.files));
-byId("credential").addEventListener("change", () => take(file.files));
+byId("credential").addEventListener("change", () => { if (shown) classify(shown); });
 for (const kind of ["dragenter", "dragover"]) {
   document.addEventListener(kind, (event) => {
     event.preventDefault();
@@ -102,6 +108,6 @@ document.addEventListener("dragleave", () => drop.classList.remove("over"));
 document.addEventListener("drop", (event) => {
   event.preventDefault();
   drop.classList.remove("over");
-  take(event.dataTransfer.files);
+  if (!take(event.dataTransfer.files)) say("What was dropped is no file.", "bad");
 });
 document.addEventListener("paste", (event) => take(event.clipboardData.files));

@@ -18,6 +18,7 @@ from tensorflow_serving.apis import (
 )
 
 from graftline.serving.server.core import Core
+from graftline.serving.server.metrics import Metrics
 from graftline.serving.server.requests import Requests
 from graftline.serving.server.status import Code, Failure, explain, invalid
 
@@ -61,8 +62,9 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     """GetModelStatus, HandleReloadConfigRequest."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, metrics: Metrics) -> None:
         self._core = core
+        self._metrics = metrics
 
     def GetModelStatus(self, request: Any, context: grpc.ServicerContext) -> Any:
         """The states of a model's versions."""
@@ -92,6 +94,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
                 "ModelConfigList is currently supported"
             )
         self._core.check_paths(request.config)
+        before = {name: self._metrics.first(name) for name in request.metric_names}
         # A client that has left no longer holds up the next one.
         self._core.reload(request.config, context.is_active)
         if not context.is_active():
@@ -99,6 +102,9 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         _log.info("Took a new configuration from %s", context.peer())
         response = model_management_pb2.ReloadConfigResponse()
         response.status.error_code = Code.OK.value
+        for name in request.metric_names:
+            increase = self._metrics.first(name) - before[name]
+            response.metric.add(name=name, int64_value_increase=increase)
         return response
 
 

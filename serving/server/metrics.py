@@ -7,6 +7,7 @@ Names are TensorFlow's with every character that Prometheus does not allow turne
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric
@@ -16,6 +17,7 @@ from graftline.serving.server.status import Code
 
 DEFAULT_PATH = "/monitoring/prometheus/metrics"
 _PREFIX = ":tensorflow:serving:"
+_NOT_ALLOWED = re.compile(r"[^a-zA-Z0-9_]")
 _LOAD_ATTEMPTS = ":tensorflow:cc:saved_model:load_attempt_count"
 # Ten microseconds to some twenty minutes.
 _TIMES = [10 * 1.8**i for i in range(33)]
@@ -80,11 +82,28 @@ class Metrics:
         histogram = self._queueing.labels(pool)
         return lambda seconds: histogram.observe(seconds * 1e6)
 
+    def first(self, name: str) -> int:
+        """A counter's value for the first of its sets of labels, which is what a reload call tells.
+
+        Args:
+            name: as TensorFlow writes it, `/tensorflow/serving/request_count`.
+
+        Returns:
+            0 where nothing was counted, or no counter has the name.
+        """
+        wanted = _NOT_ALLOWED.sub(":", name)
+        for metric in self._registry.collect():
+            if _real_name(metric) == wanted and metric.type == "counter":
+                counted = [s for s in metric.samples if _counts(s)]
+                first = min(counted, key=lambda s: sorted(s.labels.items()), default=None)
+                return int(first.value) if first else 0
+        return 0
+
     def page(self) -> bytes:
         """All of it, in Prometheus' text format."""
         lines: list[str] = []
         for metric in self._registry.collect():
-            name = _TOTAL.join([metric.name, ""]) if metric.name == _NAMED_TOTAL else metric.name
+            name = _real_name(metric)
             lines.append(f"# TYPE {name} {metric.type}")
             lines += [_line(metric, sample) for sample in metric.samples if _counts(sample)]
         return ("\n".join(lines) + "\n").encode()
@@ -94,6 +113,10 @@ class Metrics:
 
     def _histogram(self, name: str, *labels: str) -> Histogram:
         return Histogram(_PREFIX + name, "", labels, registry=self._registry, buckets=_TIMES)
+
+
+def _real_name(metric: Metric) -> str:
+    return f"{metric.name}{_TOTAL}" if metric.name == _NAMED_TOTAL else metric.name
 
 
 def _counts(sample: Sample) -> bool:

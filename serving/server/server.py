@@ -122,7 +122,9 @@ class Server:
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
             PredictionService(requests), server
         )
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(self.core), server)
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(
+            ModelService(self.core, self._metrics), server
+        )
         if flags.enable_grpc_healthcheck_service:
             self._health = add_health(server)
         if flags.enable_profiler:

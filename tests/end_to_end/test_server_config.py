@@ -231,6 +231,20 @@ def test_a_reload_call_waits_for_new_models(configured, base):
     assert one.server.predict(0, path="b") == [13]
 
 
+def test_a_reload_call_tells_by_how_much_counters_grew(configured, base):
+    one = configured(config(model("a", base / "a")), "--model_config_file_poll_wait_seconds=0")
+    request = model_management_pb2.ReloadConfigRequest()
+    text_format.Parse(config(model("a", base / "a"), model("again", base / "a")), request.config)
+    loads = "/tensorflow/cc/saved_model/load_attempt_count"
+    request.metric_names.extend([loads, "/tensorflow/serving/request_count", "/no/such"])
+    with grpc.insecure_channel(f"127.0.0.1:{one.server.grpc_port}") as channel:
+        stub = model_service_pb2_grpc.ModelServiceStub(channel)
+        metrics = stub.HandleReloadConfigRequest(request, timeout=30).metric
+    assert [metric.name for metric in metrics] == list(request.metric_names)
+    # The one folder was loaded a second time; nobody asked for a prediction.
+    assert [metric.int64_value_increase for metric in metrics] == [1, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("text", "code", "said"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -183,6 +184,30 @@ def test_what_one_server_does_not_follow_is_undone_on_all(server, base_path, tmp
     server.until_states({1: "END", 2: "AVAILABLE", 3: "END"}, "flowers")
     assert answer(server, "flowers/labels/stable") == 2
     assert base_path.in_service() == 2
+
+
+def test_every_server_behind_a_name_is_waited_for(server, base_path, tmp_path, monkeypatch):
+    resolve = socket.getaddrinfo
+
+    def name_service(host: str, *arguments: object, **named: object) -> list:
+        hosts = ["127.0.0.1", "127.0.0.2"] if host == "models.test" else [host]
+        return [found for each in hosts for found in resolve(each, *arguments, **named)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", name_service)
+    config = ServingConfig(servers=(f"http://models.test:{server.rest_port}",), wait_seconds=4)
+    flags = (f"--model_base_path={base_path.root}", "--model_name=flowers")
+    elsewhere = ModelServer(
+        tmp_path, *flags, "--bind_address=127.0.0.2", ports="rest", after=server
+    )
+    try:
+        until(lambda: "Exporting HTTP" in elsewhere.output, "the second server")
+        with pytest.raises(UserError, match=rf"127\.0\.0\.2:{server.rest_port} has versions 3"):
+            Switchboard(base_path, config).promote(2)
+    finally:
+        elsewhere.process.kill()
+        elsewhere.process.join()
+    assert ModelsConfig(base_path.root).read() == Choice()
+    server.until_states({3: "AVAILABLE", 2: "END"}, "flowers")
 
 
 def test_a_server_that_cannot_be_reached_is_named(server, base_path):

@@ -212,6 +212,34 @@ def test_a_number_of_thousands_of_digits_is_refused():
     assert "JSON Parse error" in refused('{"inputs": [' + "9" * 10_000 + "]}")
 
 
+@pytest.mark.parametrize(
+    ("number", "offset"),
+    [
+        ("1e400", 12),
+        ("-1E+309", 12),
+        ("0.5, 2e0400", 17),
+        ("9" * 250 + "e99", 12),
+        ("1" + "0" * 309 + ".0", 12),
+    ],
+)
+def test_a_number_beyond_a_double_is_refused_where_it_stands(number, offset):
+    said = f"JSON Parse error: Number too big to be stored in double. at offset: {offset}"
+    assert refused(f'{{"inputs": [{number}]}}') == said
+    assert refused(f'{{"inputs": [1], "more": [{number}]}}').startswith(said.partition(" at")[0])
+
+
+def test_what_looks_like_a_number_beyond_a_double_and_is_none_is_taken():
+    assert inputs('{"inputs": [1e-400, 1e+030, Infinity]} 1e400')["x"].tolist() == [
+        0,
+        pytest.approx(1e30),
+        math.inf,
+    ]
+    text = 'e400 \\" 1e400 ' + "9" * 400
+    assert inputs(f'{{"inputs": ["{text}"]}}', x=tf.string)["x"].tolist() == [
+        text.replace("\\", "").encode()
+    ]
+
+
 def test_the_signature_is_named_by_a_string():
     assert signature_name(parse(b'{"signature_name": "two"}')) == "two"
     assert signature_name(parse(b"{}")) == ""

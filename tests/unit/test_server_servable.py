@@ -352,6 +352,33 @@ def test_a_tflite_model_is_run_where_that_is_preferred(tflite_model, model):
     assert predict(load(model, "--prefer_tflite_model"), 2) == [3]
 
 
+def test_a_tflite_model_without_signatures_gets_one_of_its_tensors(tmp_path):
+    module = tf.Module()
+    half = tf.function(lambda x: x / 2).get_concrete_function(
+        tf.TensorSpec([1], tf.float32, name="x")
+    )
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([half], module)
+    (tmp_path / "model.tflite").write_bytes(_without_signatures(converter.convert()))
+    loaded = load(tmp_path, "--prefer_tflite_model")
+    signature = loaded.signatures["serving_default"]
+    [(alias, source)], [output] = signature.inputs.items(), signature.outputs.values()
+    assert alias == source.name
+    for x in ([2.0, 4.0], [6.0]):
+        fed = {source.name: np.float32(x)}
+        assert loaded.run(fed, [output.name])[output.name].tolist() == [each / 2 for each in x]
+    with pytest.raises(Failure, match="No signature of the TFLite model has the inputs other"):
+        loaded.run({"other": np.float32([1])}, [output.name])
+
+
+def _without_signatures(content: bytes) -> bytes:
+    """As converters of before signatures wrote it."""
+    from tensorflow.lite.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+    model.signatureDefs = []
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
 def test_a_damaged_tflite_model_is_a_failure_in_words(tmp_path):
     (tmp_path / "model.tflite").write_bytes(b"damaged")
     with pytest.raises(Failure, match="Could not load the TFLite model"):
