@@ -162,7 +162,9 @@ class Scheduler:
             if not free or any(other.batches for other in self._queues):
                 return False
             self._idle -= 1
-            return True
+        if self._waited is not None:
+            self._waited(0.0)  # counted like the others: of a quiet server, too, one sees that
+        return True
 
     def end(self) -> None:
         """Says that what `begin` allowed is done."""

@@ -1,7 +1,7 @@
 """Requests of several clients in one batch: sizes, padding, splitting, refusals, failures."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -48,9 +48,9 @@ class Doubling:
 class Clients:
     """Asks a batching servable from threads of their own."""
 
-    def __init__(self, **parameters: object):
+    def __init__(self, waited: Callable[[float], None] | None = None, **parameters: object):
         self.model = Doubling()
-        self.scheduler = Scheduler(threads=1)
+        self.scheduler = Scheduler(threads=1, waited=waited)
         self.servable = BatchingServable(self.model, Parameters(**parameters), self.scheduler)
         self._threads = ThreadPoolExecutor(32)
 
@@ -235,6 +235,22 @@ def test_many_clients_get_their_own_answers(clients):
     asked = [[n, n + 0.5] if n % 3 else [n] for n in range(300)]
     answers = [some.ask(*rows) for rows in asked]
     assert [answer.result() for answer in answers] == [[2 * x for x in rows] for rows in asked]
+
+
+def test_how_long_every_request_waited_is_told_also_a_lone_clients():
+    told: list[float] = []
+    some = Clients(waited=told.append)
+    try:
+        some.ask(1.0).result()
+        assert told == [0.0]
+        some.model.batches.clear()
+        some.hold_up()
+        later = some.enqueued(2.0)
+        some.model.free.set()
+        later.result()
+        assert len(told) == 3 and told[-1] > 0
+    finally:
+        some.close()
 
 
 def test_closing_the_scheduler_runs_what_waits():
