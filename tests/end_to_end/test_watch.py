@@ -80,7 +80,7 @@ def test_drops_are_trained_on_over_a_kill_and_every_end_is_told(tmp_path):
 
     assert states(project) == {"drop-9": "published", "drop-10": "refused", "drop-11": "rejected"}
     assert [span["span"] for span in answer(project, "drops")] == [1, 2]
-    assert [version["number"] for version in answer(project, "versions")["versions"]] == [1]
+    assert [one["version"] for one in answer(project, "versions")["versions"]] == [1]
     assert "waits: another run is under way" in again.output
     assert "drop-12 waits: it has no manifest yet" in again.output
     assert [(notice["event"], notice["run"]) for notice in told] == [
