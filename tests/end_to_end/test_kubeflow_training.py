@@ -76,5 +76,6 @@ def test_two_pods_train_the_model_that_is_published(project, tmp_path):
     [folder] = (project / "tfx" / "Trainer" / "model_run").iterdir()
     record = TrainingRecord.read(str(folder))
     assert (record.workers, record.replicas) == (2, 2)
-    assert "2 pods train: TFJob graftline-blobs-run-0001" in run.steps["Trainer"].output
-    assert operator.deleted == ["graftline-blobs-run-0001"]
+    [job] = operator.deleted
+    assert job.startswith("graftline-blobs-run-0001-")
+    assert f"2 pods train: TFJob {job}" in run.steps["Trainer"].output
