@@ -145,7 +145,8 @@ def servers_behind(address: str) -> list[str]:
     hosts = max(families.values(), key=len)
     if len(hosts) < 2:
         return [address]
-    return [f"http://{f'[{host}]' if ':' in host else host}{port}" for host in sorted(hosts)]
+    rest = port + parts.path
+    return [f"http://{f'[{host}]' if ':' in host else host}{rest}" for host in sorted(hosts)]
 
 
 def _get(session: Any, url: str) -> tuple[int, Any]:

@@ -36,6 +36,14 @@ def test_a_name_with_several_addresses_stands_for_as_many_servers(named):
     assert servers_behind("http://models") == ["http://10.0.0.1", "http://10.0.0.2"]
 
 
+def test_a_prefix_of_the_address_is_kept(named):
+    named(["10.0.0.1", "10.0.0.2"])
+    assert servers_behind("http://models:8501/eu") == [
+        "http://10.0.0.1:8501/eu",
+        "http://10.0.0.2:8501/eu",
+    ]
+
+
 def test_servers_with_an_address_of_each_family_are_asked_once(named):
     named(["fd00::1", "10.0.0.1"])
     assert servers_behind("http://model-1:8501") == ["http://model-1:8501"]
