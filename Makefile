@@ -34,7 +34,8 @@ test-end-to-end: kubeflow-environment ## the tests that run whole pipelines and 
 	$(PYTEST) -m end_to_end
 
 test-kubeflow: kubeflow-environment ## the package for Kubeflow Pipelines, compiled and executed
-	$(PYTEST) tests/unit/test_kubeflow_*.py tests/end_to_end/test_kubeflow*.py
+	GRAFTLINE_TEST_EXACT_COMMANDS=1 $(PYTEST) tests/unit/test_kubeflow_*.py \
+		tests/end_to_end/test_kubeflow*.py
 
 test-flink: environment ## the tests on a real Flink cluster (Java 17, Maven)
 	$(PYTHON) -m pytest -m flink --durations 25

@@ -20,6 +20,7 @@ setup(
         )
     ],
     package_data={
+        "graftline.kubeflow": ["requirements.lock"],
         "graftline.schemas": ["*.pbtxt"],
         "graftline.serving.gateway": ["*.html", "*.css", "*.js"],
     },

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-from graftline.kubeflow.steps import GATES, MadeFrom
+from graftline.kubeflow.beginning import MadeFrom
+from graftline.kubeflow.steps import GATES
 from graftline.pipeline.config import to_tree
 from graftline.pipeline.kubeflow_config import (
     SecretConfig,

@@ -53,6 +53,8 @@ class Package:
             task.set_accelerator_limit(settings["accelerators"])
         for label, value in (settings["node_selector"] or {}).items():
             kubernetes.add_node_selector(task, label, value)
+        for name, value in (settings["annotations"] or {}).items():
+            kubernetes.add_pod_annotation(task, name, value)
         for toleration in settings["tolerations"] or []:
             kubernetes.add_toleration(
                 task, **{name: value or None for name, value in toleration.items()}

@@ -2,8 +2,8 @@
 
 `begin` decides what the run does and compiles the pipeline, once; `run NODE` executes one node of
 it with TFX's launcher, as the local runner does; `work` takes part in a training of several pods;
-`refused` ends a run that a gate stopped, and
-`end` tells how it came out. They share nothing but the project's folder and the metadata database.
+`refused` ends a run that a gate stopped, and `end` tells how it came out. They share nothing but
+the project's folder and the metadata database.
 
 A gate's no is an outcome, not a fault: the gate's step succeeds and writes `refused`, which the
 package branches on. Exit codes: 0 done, 1 a crash, 2 a mistake, 3 a gate said no, 143 ended by a
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import click
 
-from graftline.kubeflow import steps
+from graftline.kubeflow import beginning, steps
 from graftline.serving.errors import Refused, UserError
 
 _folder = click.Path(path_type=Path, file_okay=False)
@@ -62,9 +62,9 @@ def begin(
     **parameters: object,
 ) -> None:
     """Decide what the run does; compile the pipeline."""
-    asked = steps.Parameters.read(parameters)
-    made_from = steps.MadeFrom.read(package)
-    run, outcome = steps.begin(project, runs, kubeflow_run, made_from, schema, asked)
+    asked = beginning.Parameters.read(parameters)
+    made_from = beginning.MadeFrom.read(package)
+    run, outcome = beginning.begin(project, runs, kubeflow_run, made_from, schema, asked)
     _hand_over(run_file, run)
     _hand_over(outcome_file, outcome)
 

@@ -91,7 +91,8 @@ def _replicas(config: KubeflowConfig, step: StepConfig, count: int, arguments: l
         "tolerations": [_toleration(one) for one in step.tolerations or ()],
         "imagePullSecrets": [{"name": name} for name in config.image_pull_secrets],
     }
-    metadata = {"labels": _WITHOUT_PROXY, "annotations": _WITHOUT_PROXY}
+    annotations = {**(step.annotations or {}), **_WITHOUT_PROXY}
+    metadata = {"labels": _WITHOUT_PROXY, "annotations": annotations}
     return {
         "replicas": count,
         "restartPolicy": "Never",

@@ -7,6 +7,8 @@ Evaluator the test split of the window. See docs/scale.md for the model.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -339,7 +341,13 @@ def _same_network(runs: list[PastRun]) -> list[PastRun]:
 
 
 def _bytes_below(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Bytes of all files of a folder, which a run under way may be adding to or removing from."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += Path(parent, name).stat().st_size
+    return total
 
 
 def _existing(folder: Path) -> Path:

@@ -14,6 +14,10 @@ from msgspec import Meta
 
 # Names of Kubernetes objects: DNS labels and subdomains.
 _Name = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$", max_length=253)]
+# A name, with the domain of whoever gave it in front.
+_Annotation = Annotated[
+    str, Meta(pattern=r"^([a-z0-9][a-z0-9.-]*/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")
+]
 _Variable = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 # `500m`, `2`, `1.5`; `512Mi`, `8G`.
 _Cpu = Annotated[str, Meta(pattern=r"^[0-9]+(\.[0-9]+)?m?$")]
@@ -71,6 +75,10 @@ class StepConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ] = None
     node_selector: Annotated[
         dict[str, str] | None, Meta(description="Labels of the nodes that it may run on.")
+    ] = None
+    annotations: Annotated[
+        dict[_Annotation, str] | None,
+        Meta(description='Of its pod, e.g. {"gke-gcsfuse/volumes": "true"}.'),
     ] = None
     tolerations: Annotated[
         tuple[TolerationConfig, ...] | None,

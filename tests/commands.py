@@ -165,6 +165,14 @@ class Command:
         return self.wait()
 
 
+def there(folder: Path, pattern: str) -> list[Path]:
+    """Files that are there just now; none where another process removes folders meanwhile."""
+    try:
+        return list(folder.glob(pattern))
+    except FileNotFoundError:
+        return []
+
+
 def graftline(folder: Path, *arguments: str, expect: int = 0) -> str:
     """Runs a command to its end and returns what it printed."""
     command = Command(folder, *arguments)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from drops import assert_nothing_left, assert_nothing_or_whole, folders, quarantine_list
 
-from commands import Command, graftline
+from commands import Command, graftline, there
 
 pytestmark = pytest.mark.end_to_end
 
@@ -85,7 +85,7 @@ def drop_ended(project: Path, number: int, moment: str) -> int:
     """Drops the images, sends a signal as soon as a file is there; returns the exit code."""
     command = Command(project, "drop", str(project.parent / "images"))
     while command.process.is_alive():
-        if any(project.glob(moment)):
+        if there(project, moment):
             os.kill(command.process.pid, number)
             break
     code = command.wait()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import Command, answer, draw, graftline, last_run
+from commands import Command, answer, draw, graftline, last_run, there
 from graftline.components.batch_prediction.output import WORK
 from graftline.pipeline.plan import SpanVersion
 from graftline.serving.base_path import BasePath
@@ -117,7 +117,7 @@ def test_a_batch_prediction_goes_on_after_its_version_was_withdrawn_and_garbage_
         "--batch-size",
         "2",
     )
-    while not list(output.glob("predictions-*")):
+    while not there(output, "predictions-*"):
         assert begun.process.is_alive(), begun.output
     begun.process.kill()
     begun.wait()

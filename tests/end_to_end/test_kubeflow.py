@@ -195,6 +195,23 @@ def test_a_candidate_that_is_refused_stops_the_run_and_publishes_nothing(cluster
     assert cluster.versions == [1, 2]
 
 
+def test_a_person_lets_the_refused_candidate_pass_by_parameters_of_a_run_and_nothing_is_trained(
+    cluster,
+):
+    without_reason = cluster.run({"bless": True})
+    assert without_reason.state == "FAILED"
+    assert "with its reason" in without_reason.steps["begin"].output
+    models = sorted((cluster.project / "tfx/Trainer/model").iterdir())
+
+    run = cluster.run({"bless": True, "reason": "the old one is withdrawn anyway"})
+
+    assert run.state == "SUCCEEDED", [step.output for step in run.steps.values()]
+    assert "from the cache" in run.steps["Trainer"].output
+    assert sorted((cluster.project / "tfx/Trainer/model").iterdir()) == models
+    assert cluster.versions == [1, 2, 3]
+    assert "the old one is withdrawn anyway" in json.dumps(manifest(cluster.project, 3))
+
+
 def test_the_drop_that_came_meanwhile_is_next_and_refused_before_anything_is_trained(cluster):
     run = cluster.run()
 

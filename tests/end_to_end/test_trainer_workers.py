@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import PRETRAINED, Command, graftline
+from commands import PRETRAINED, Command, graftline, there
 from graftline.components import progress
 from graftline.components.trainer.record import TrainingRecord
 from graftline.components.trainer.workers import free_ports, train_in_workers
@@ -140,7 +140,7 @@ def test_where_there_is_no_cluster_there_is_no_part_to_take(project):
 def test_a_run_whose_worker_is_killed_ends_with_the_reason_and_is_resumed(project):
     long = ("trainer.workers=2", "trainer.phases.all.epochs=5000", "trainer.patience=5000")
     running = Command(project, "run", *long)
-    while not list(project.glob("tfx/checkpoints/*/state.npz")):
+    while not there(project, "tfx/checkpoints/*/state.npz"):
         assert running.process.is_alive(), running.output
         time.sleep(0.1)
     second = max(workers_of(running.process.pid))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import FROM_SCRATCH, Command, answer, draw, graftline, last_run
+from commands import FROM_SCRATCH, Command, answer, draw, graftline, last_run, there
 from graftline.pipeline import run_record
 from webhooks import HANG, webhook
 
@@ -105,7 +105,7 @@ def test_sigterm_while_a_drop_is_taken_in_leaves_nothing_and_counts_as_no_failur
         complete(draw(project / "drops" / "drop-1", 60, seed=1))
         watcher = Command(project, "watch")
         building = project / "spans" / ".graftline" / "building"
-        until(lambda: any(building.glob("*/worksheet.sqlite")), watcher)
+        until(lambda: bool(there(building, "*/worksheet.sqlite")), watcher)
         os.kill(watcher.process.pid or 0, signal.SIGTERM)
         assert watcher.wait() == 0
         assert "Traceback" not in watcher.output

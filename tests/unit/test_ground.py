@@ -117,7 +117,7 @@ def test_a_wheel_made_from_the_sdist_holds_every_package_under_graftline(tmp_pat
     wanted = {
         f"graftline/{file.relative_to(ROOT)}"
         for folder in FOLDERS
-        for pattern in ("*.py", "*.pbtxt", "*.html", "*.css", "*.js")
+        for pattern in ("*.py", "*.pbtxt", "*.html", "*.css", "*.js", "requirements.lock")
         for file in (ROOT / folder).rglob(pattern)
         # A notebook server's settings, say, are for an image and no module.
         if pattern != "*.py" or (file.parent / "__init__.py").exists()

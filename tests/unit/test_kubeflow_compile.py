@@ -69,6 +69,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
         "kubeflow.defaults={cpu: 500m, memory: 2Gi, retries: 3, retry_seconds: 7}",
         "kubeflow.steps.Trainer={memory: 16G, cpu_limit: '8', accelerator: nvidia.com/gpu, "
         "accelerators: 2, node_selector: {pool: gpu}, timeout_minutes: 90, retries: 0, "
+        "annotations: {gke-gcsfuse/volumes: 'true'}, "
         "tolerations: [{key: gpu, operator: Equal, value: big, effect: NoSchedule}]}",
         "kubeflow.image_pull_secrets=[registry]",
         "kubeflow.secrets=[{name: mail, env: {SMTP_PASSWORD: password}}]",
@@ -131,6 +132,7 @@ def test_a_step_gets_its_resources_retries_and_place(package):
     assert "retryPolicy" not in tasks_of(spec)["Trainer"]
     extras = platform["exec-trainer"]
     assert extras["nodeSelector"]["labels"] == {"pool": "gpu"}
+    assert extras["podMetadata"]["annotations"] == {"gke-gcsfuse/volumes": "true"}
     assert extras["tolerations"] == [
         {"key": "gpu", "operator": "Equal", "value": "big", "effect": "NoSchedule"}
     ]

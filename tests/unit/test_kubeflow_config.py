@@ -38,6 +38,7 @@ def test_a_configuration_with_steps_is_written_and_read_again(tmp_path):
         ("kubeflow.project=project", ["kubeflow.project", "regex"]),
         ("kubeflow.steps.Trainer.memory=lots", ["kubeflow.steps", "memory"]),
         ("kubeflow.steps.Trainer.gpu=1", ["gpu is not a known key", "accelerators"]),
+        ("kubeflow.defaults.annotations={'two words': x}", ["kubeflow.defaults.annotations"]),
         ("kubeflow.image='two words'", ["kubeflow.image"]),
         ("kubeflow.metadata.database=a;b", ["kubeflow.metadata.database"]),
         ("kubeflow.secrets=[{name: mail, env: {a-b: c}}]", ["kubeflow.secrets"]),

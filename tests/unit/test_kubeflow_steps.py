@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from graftline.components.ingest.spans import SUMMARY
-from graftline.kubeflow import node, steps
-from graftline.kubeflow.steps import MadeFrom, Parameters
+from graftline.kubeflow import beginning, node, steps
+from graftline.kubeflow.beginning import MadeFrom, Parameters
 from graftline.pipeline import retrain, run_record
 from graftline.pipeline.config import Config, to_tree, write_config
 from graftline.pipeline.project import Project
@@ -36,7 +36,7 @@ def schema(project: Project) -> str:
 
 def begin(project: Project, schema: str, run: str = "first", **parameters: object) -> str:
     asked = msgspec.convert(parameters, Parameters)
-    return steps.begin(project.root, project.runs, run, MADE_FROM, schema, asked)[1]
+    return beginning.begin(project.root, project.runs, run, MADE_FROM, schema, asked)[1]
 
 
 def a_run(project: Project, state: str = "running", cluster: str = "first") -> RunRecord:
@@ -150,7 +150,7 @@ def test_a_package_of_another_version_is_refused():
 def test_a_configuration_of_another_version_is_refused_with_the_key(project, schema):
     newer = MadeFrom(graftline="9", configuration={"trainer": {"later": 1}}, nodes=())
     with pytest.raises(UserError, match=r"the package's configuration: trainer.later is not"):
-        steps.begin(project.root, project.runs, "first", newer, schema, Parameters())
+        beginning.begin(project.root, project.runs, "first", newer, schema, Parameters())
 
 
 def test_the_folder_of_the_runs_is_the_same_for_all_steps(project, schema):
@@ -201,7 +201,7 @@ def test_a_pipeline_that_cannot_be_read_or_lacks_the_node_is_refused(
 ):
     a_run(project)
     if content is not None:
-        (project.runs / "run-0001" / steps.PIPELINE_NAME).write_bytes(content)
+        (project.runs / "run-0001" / beginning.PIPELINE_NAME).write_bytes(content)
     arguments = ["--project", project.root, "--runs", project.runs, "--run", "run-0001"]
     assert exit_code("run", "Trainer", *arguments, "--outcome-file", tmp_path / "o") == 2
     assert words in capfd.readouterr().err
@@ -218,7 +218,7 @@ def test_a_pipeline_that_other_code_compiled_is_refused(project, tmp_path, capfd
     entry = ir.nodes.add().pipeline_node
     entry.node_info.id = "Trainer"
     entry.parameters.parameters["code_digest"].field_value.string_value = "another"
-    (project.runs / "run-0001" / steps.PIPELINE_NAME).write_bytes(ir.SerializeToString())
+    (project.runs / "run-0001" / beginning.PIPELINE_NAME).write_bytes(ir.SerializeToString())
     arguments = ["--project", project.root, "--runs", project.runs, "--run", "run-0001"]
     assert exit_code("run", "Trainer", *arguments, "--outcome-file", tmp_path / "o") == 2
     assert "compiled by other code than this step has" in capfd.readouterr().err

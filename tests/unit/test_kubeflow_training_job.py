@@ -26,7 +26,8 @@ CONFIG = override(
         "kubeflow.metadata.host=metadata-db",
         "kubeflow.image_pull_secrets=[registry]",
         "kubeflow.steps.Trainer={memory: 16G, accelerator: nvidia.com/gpu, accelerators: 1, "
-        "node_selector: {pool: gpu}, tolerations: [{key: gpu}]}",
+        "node_selector: {pool: gpu}, tolerations: [{key: gpu}], "
+        "annotations: {gke-gcsfuse/volumes: 'true'}}",
     ],
 ).kubeflow
 MANIFEST = training_job.manifest(
@@ -86,6 +87,7 @@ def test_a_chief_and_the_other_workers_get_what_the_trainer_gets():
         assert container["ports"] == [{"name": "tfjob-port", "containerPort": 2222}]
         assert container["resources"]["limits"] == {"memory": "16G", "nvidia.com/gpu": "1"}
         assert pod["nodeSelector"] == {"pool": "gpu"}
+        assert one["template"]["metadata"]["annotations"]["gke-gcsfuse/volumes"] == "true"
         assert pod["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
         [_, password] = container["env"]
         assert password["valueFrom"]["secretKeyRef"] == {

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,6 +15,7 @@ import yaml
 
 from deployment import MANIFESTS, REPOSITORY, kustomized, named, pod_templates
 from graftline.pipeline.beam.config import BeamConfig
+from graftline.pipeline.config import Config, override
 from graftline.pipeline.kubeflow_config import (
     PASSWORD_VARIABLE,
     USER_VARIABLE,
@@ -365,15 +368,66 @@ def test_the_quota_has_room_for_all_that_is_always_there_and_a_run(production):
     assert stored < _amount(hard["requests.storage"])
 
 
+def with_components(folder: Path, *components: str) -> list[dict[str, Any]]:
+    """The base with some components."""
+    # kustomize knows resources by paths from where it is.
+    up = "../" * len(folder.resolve().parts[1:]) + str(MANIFESTS)[1:]
+    paths = [f"{up}/components/{name}" for name in components]
+    (folder / "kustomization.yaml").write_text(
+        f"namespace: graftline\nresources: ['{up}/base']\ncomponents: {paths}\n"
+    )
+    return kustomized(folder)
+
+
 def test_gpus_are_had_with_the_component_alone(production, tmp_path):
     [quota] = named(production, "ResourceQuota").values()
     assert quota["spec"]["hard"]["requests.nvidia.com/gpu"] == "4"
-    up = "../" * len(tmp_path.resolve().parts[1:]) + str(MANIFESTS)[1:]
-    (tmp_path / "kustomization.yaml").write_text(
-        f"resources: ['{up}/base']\ncomponents: ['{up}/components/quota']\n"
-    )
-    [without] = named(kustomized(tmp_path), "ResourceQuota").values()
+    [without] = named(with_components(tmp_path, "quota"), "ResourceQuota").values()
     assert without["spec"]["hard"]["requests.nvidia.com/gpu"] == "0"
+
+
+def test_a_bucket_can_hold_the_artifacts_of_the_configuration_that_its_component_shows(tmp_path):
+    text = (MANIFESTS / "components/bucket/kustomization.yaml").read_text()
+    said = re.search(r"^#   kubeflow:$(?:\n#   .*)+", text, re.MULTILINE)
+    shown = yaml.safe_load(re.sub("^#   ", "", said[0], flags=re.MULTILINE))
+    config = override(Config(), [f"{name}={json.dumps(value)}" for name, value in shown.items()])
+    assert config.kubeflow.step("Trainer").annotations == {"gke-gcsfuse/volumes": "true"}
+
+    objects = with_components(tmp_path, "bucket")
+
+    claims = named(objects, "PersistentVolumeClaim")
+    assert {volume.claim for volume in config.kubeflow.volumes} <= set(claims)
+    [bucket] = [v for v in config.kubeflow.volumes if v.claim == "graftline-artifacts"]
+    assert config.paths.artifacts.startswith(f"{bucket.path}/")
+    claim, volume = claims[bucket.claim]["spec"], named(objects, "PersistentVolume")[bucket.claim]
+    assert claim["volumeName"] == volume["metadata"]["name"]
+    assert claim["storageClassName"] == volume["spec"]["storageClassName"]
+    schemas = pytest.importorskip("kubernetes_validate")
+    for found in (volume, claims[bucket.claim]):
+        schemas.validate(found, "1.34", strict=True)
+
+
+@pytest.mark.parametrize("who", ["step", "worker"])
+def test_where_nobody_is_let_out_a_bucket_is_reached_with_a_component_of_its_own(tmp_path, who):
+    def reached(*components: str) -> set[tuple[str, int]]:
+        objects = with_components(tmp_path, "isolation", "training-operator", *components)
+        rules = [
+            rule
+            for policy in named(objects, "NetworkPolicy").values()
+            if _selects(policy["spec"]["podSelector"], _labels(objects)[who])
+            for rule in policy["spec"].get("egress", [])
+        ]
+        return {
+            (target["ipBlock"]["cidr"], port["port"])
+            for rule in rules
+            for target in rule.get("to", [])
+            if "ipBlock" in target
+            for port in rule["ports"]
+        }
+
+    assert reached() == set()
+    metadata_server = {("169.254.169.254/32", 80), ("169.254.169.252/32", 988)}
+    assert reached("bucket", "bucket-isolation") == metadata_server
 
 
 def test_beside_kubeflow_itself_nothing_binds_the_whole_namespace(standalone):
