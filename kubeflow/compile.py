@@ -139,6 +139,7 @@ def make_graph(project: Project) -> Graph:
             f"configuration {len(package.encode())}."
         )
     remote = Project(Path(config.project), project.config)
+    _refuse_lost_folders(remote)
     return Graph(
         name=f"graftline-{project.config.model.name}".lower().replace("_", "-").replace(".", "-"),
         image=config.image,
@@ -152,6 +153,30 @@ def make_graph(project: Project) -> Graph:
         secrets=config.all_secrets,
         image_pull_secrets=config.image_pull_secrets,
     )
+
+
+def _refuse_lost_folders(remote: Project) -> None:
+    """Refuses folders that would go with the pod that wrote them.
+
+    Raises:
+        UserError: a folder is on none of the volumes.
+    """
+    mounted = [Path(volume.path) for volume in remote.config.kubeflow.volumes]
+    for name, folder in {
+        "schema": remote.schema,
+        "drops": remote.drops,
+        "spans": remote.spans,
+        "quarantine": remote.quarantine,
+        "runs": remote.runs,
+        "artifacts": remote.artifacts,
+        "serving": remote.base_path,
+    }.items():
+        if not any(folder.is_relative_to(path) for path in mounted):
+            raise UserError(
+                f"paths.{name} is {folder} for the steps, which is on none of their volumes "
+                f"({', '.join(map(str, mounted))}): what one of them writes no other would find. "
+                "Mount a volume there (kubeflow.volumes), or set the path to one."
+            )
 
 
 def _nodes(project: Project, *, in_turn: bool) -> tuple[Node, ...]:

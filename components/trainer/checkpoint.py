@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -106,8 +105,9 @@ class Checkpoints:
         partial = self._folder / f"{_FILE}.partial"
         with partial.open("wb") as file:
             np.savez(file, told=np.frombuffer(json.dumps(told).encode(), np.uint8), **named)
-            file.flush()
-            os.fsync(file.fileno())
+        # Not synced: many file systems would write all the features that were just stored before it
+        # returns, some seconds in every epoch. A crash of the machine may leave a torn file, which
+        # `load` finds out.
         partial.replace(self._folder / _FILE)
 
     def remove(self) -> None:

@@ -67,6 +67,11 @@ class Hardware:
         is_tpu = isinstance(self.strategy, tf.distribute.TPUStrategy)
         return is_tpu or bool(tf.config.list_logical_devices("GPU"))
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether what trains on it is an ordinary network of one device in float32."""
+        return self.strategy is tf.distribute.get_strategy() and self.precision == "float32"
+
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
         """Models that are made here train on this hardware, at this precision."""

@@ -10,7 +10,7 @@ import tf_keras
 
 from graftline.components.trainer.augmentation import mix
 from graftline.components.trainer.config import PhaseConfig, TrainerConfig
-from graftline.components.trainer.inputs import epoch_seeds
+from graftline.components.trainer.inputs import PARALLEL, epoch_seeds, untuned
 
 
 def make_loss(label_smoothing: float) -> tf_keras.losses.Loss:
@@ -69,10 +69,8 @@ def to_train_on(
 
     if augmentation.mixes:
         seeds = epoch_seeds(trainer.seed, epoch).flat_map(tf.data.Dataset.random)
-        batches = tf.data.Dataset.zip(batches, seeds).map(
-            lambda batch, seed: (*batch, seed), tf.data.AUTOTUNE
-        )
-    return batches.map(prepare, tf.data.AUTOTUNE)
+        batches = tf.data.Dataset.zip(batches, seeds).map(lambda batch, seed: (*batch, seed))
+    return untuned(batches.map(prepare, PARALLEL))
 
 
 def make_optimizer(

@@ -44,6 +44,9 @@ from graftline.components.trainer.record import TrainingRecord
 from graftline.components.trainer.warm_start import start_from
 from graftline.serving.errors import UserError
 
+# Backbone and head.
+Networks = tuple[tf_keras.Model, tf_keras.Model]
+
 _MOST_OF_FREE_DISK = 0.5
 _THUMBNAIL = 48  # pixels
 
@@ -81,14 +84,14 @@ class Training:
     hardware: Hardware
     start_from: Path | None = None
 
-    def fit(self, state: State) -> bool:
+    def fit(self, state: State) -> tuple[Networks, bool]:
         """Goes through all phases that are left.
 
         Args:
             state: where the training stands, kept up to date.
 
         Returns:
-            whether it started from a version.
+            backbone and head, and whether they started from a version.
 
         Raises:
             UserError: it cannot train on these images.
@@ -105,7 +108,7 @@ class Training:
                 backbone, head, self.config, self._most_bytes(), self._is_worth_storing
             )
             self._run_phases(backbone, head, cuts, state)
-        return warm
+        return models, warm
 
     def run(self, destination: str) -> None:
         """Trains, writes the SavedModel to `destination` and the record to `logs`.
@@ -116,7 +119,7 @@ class Training:
         config, started = self.config, time.monotonic()
         state = self.checkpoints.load()
         try:
-            warm = self.fit(state)
+            trained, warm = self.fit(state)
         except Diverged as error:
             if self.hardware.worker != 0:
                 return  # all of them see the same loss, and the chief says it
@@ -124,7 +127,7 @@ class Training:
         if self.hardware.worker != 0:
             return
         report("exporting the model")
-        models = self._best_network(state)
+        models = self._best_network(state, trained if self.hardware.is_plain else None)
         model = join(*models, pretrained=config.weights != "none")
         export(model, self.transform, self.classes, destination)
         if config.tensorboard.embedding and len(self.evaluation):
@@ -152,7 +155,7 @@ class Training:
         ).write(self.logs)
         self.checkpoints.remove()
 
-    def _network(self) -> tuple[tf_keras.Model, tf_keras.Model]:
+    def _network(self) -> Networks:
         """The backbone, which gives one vector per image, and a new head."""
         config = self.config
         report(f"loading {config.backbone}")
@@ -168,9 +171,14 @@ class Training:
         backbone = pooled(inner, config.head.pooling)
         return backbone, make_head(config.head, backbone.output_shape[-1], len(self.classes))
 
-    def _best_network(self, state: State) -> tuple[tf_keras.Model, tf_keras.Model]:
-        """Backbone and head of the best epoch, on one device and in float32."""
-        models = self._network()
+    def _best_network(self, state: State, models: Networks | None = None) -> Networks:
+        """Backbone and head of the best epoch, on one device and in float32.
+
+        Args:
+            state: where the training stands.
+            models: such ones; None: they are made anew.
+        """
+        models = models or self._network()
         set_weights(models, state.best_weights)
         return models
 

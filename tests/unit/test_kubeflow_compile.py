@@ -208,6 +208,15 @@ def test_a_step_that_is_none_is_refused_with_those_there_are(tmp_path):
         compiling.make_graph(project)
 
 
+def test_a_folder_on_no_volume_is_refused_and_one_on_a_second_volume_is_not(tmp_path):
+    in_bucket = "paths.artifacts=/artifacts/tfx"
+    with pytest.raises(UserError, match=r"paths.artifacts is /artifacts/tfx .* none .* /graftline"):
+        compiling.make_graph(make_project(tmp_path, IMAGE, in_bucket))
+    volumes = "{claim: graftline, path: /graftline}, {claim: bucket, path: /artifacts}"
+    second = f"kubeflow.volumes=[{volumes}]"
+    assert compiling.make_graph(make_project(tmp_path, IMAGE, in_bucket, second)).volumes[1:]
+
+
 def test_a_schema_too_long_for_an_argument_is_refused(tmp_path):
     project = make_project(tmp_path, IMAGE)
     curated.write(curated.build([f"class {number:06d}" for number in range(9_000)]), project.schema)
