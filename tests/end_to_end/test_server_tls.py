@@ -27,11 +27,15 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base
 
 
-def ask(server: ModelServer, credentials: grpc.ChannelCredentials | None) -> int:
+def ask(server: ModelServer, credentials: grpc.ChannelCredentials | None, address: str = "") -> int:
     """How many versions the server has, or an RpcError."""
-    address = f"127.0.0.1:{server.grpc_port}"
+    # Over a socket, too, the certificate is for an address.
+    options = [("grpc.ssl_target_name_override", "127.0.0.1")]
+    address = address or f"127.0.0.1:{server.grpc_port}"
     channel = (
-        grpc.secure_channel(address, credentials) if credentials else grpc.insecure_channel(address)
+        grpc.secure_channel(address, credentials, options)
+        if credentials
+        else grpc.insecure_channel(address)
     )
     request = get_model_status_pb2.GetModelStatusRequest()
     request.model_spec.name = "default"
@@ -62,6 +66,20 @@ def test_with_mutual_tls_only_clients_with_a_certificate_are_answered(authority,
         for stranger in (grpc.ssl_channel_credentials(authority.pem), forged):
             with pytest.raises(grpc.RpcError) as error:
                 ask(server, stranger)
+            assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_the_socket_speaks_tls_as_the_port_does(authority, base, tmp_path):
+    flag = ssl_config(tmp_path, *authority.issue("server"), authority)
+    socket = tmp_path / "socket"
+    flags = (f"--model_base_path={base}", flag, f"--grpc_socket_path={socket}")
+    with serving(tmp_path, *flags) as server:
+        key, certificate = authority.issue("client")
+        known = grpc.ssl_channel_credentials(authority.pem, key, certificate)
+        assert ask(server, known, f"unix:{socket}") == 1
+        for stranger in (None, grpc.ssl_channel_credentials(authority.pem)):
+            with pytest.raises(grpc.RpcError) as error:
+                ask(server, stranger, f"unix:{socket}")
             assert error.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
