@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
-import hmac
-import http.server
 import json
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import jwt
 import pytest
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,41 +21,15 @@ from graftline.serving.gateway import tokens as module
 from graftline.serving.gateway.config import JwtConfig
 from graftline.serving.gateway.refusals import Refusal
 from graftline.serving.gateway.tokens import Tokens
+from identity_provider import IdentityProvider, by_hand, claims, identity_provider, jwk, pem
 
 SECRET = "an example of a secret, 32 bytes or more"
 _RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 _OTHER = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
-def pem(key: Any) -> bytes:
-    return key.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-
-
-def jwk(key: Any, name: str, **members: str) -> dict[str, Any]:
-    algorithm = jwt.algorithms.RSAAlgorithm
-    return {**json.loads(algorithm.to_jwk(key.public_key())), "kid": name, **members}
-
-
-def claims(**others: Any) -> dict[str, Any]:
-    made = {"sub": "shop", "aud": "flowers", "exp": time.time() + 60, **others}
-    return {name: value for name, value in made.items() if value is not None}
-
-
 def signed(key: Any = SECRET, algorithm: str = "HS256", **others: Any) -> str:
     return jwt.encode(claims(**others), key, algorithm)
-
-
-def by_hand(head: dict[str, Any], body: dict[str, Any], secret: bytes | None) -> str:
-    """A token that no library would make."""
-
-    def encoded(part: bytes) -> bytes:
-        return base64.urlsafe_b64encode(part).rstrip(b"=")
-
-    text = b".".join(encoded(json.dumps(part).encode()) for part in (head, body))
-    mac = b"" if secret is None else hmac.digest(secret, text, hashlib.sha256)
-    return (text + b"." + encoded(mac)).decode()
 
 
 def caller(tokens: Tokens, token: str) -> str:
@@ -245,38 +214,15 @@ def test_a_secret_is_changed_without_a_restart_and_a_broken_file_changes_nothing
     assert caller(secret, signed(later)) == "shop"
 
 
-class _KeySets(http.server.BaseHTTPRequestHandler):
-    keys: ClassVar[list[dict[str, Any]]] = []
-    asked = 0
-    redirect = ""
-
-    def do_GET(self) -> None:
-        type(self).asked += 1
-        self.send_response(302 if self.redirect else 200)
-        if self.redirect:
-            self.send_header("Location", self.redirect)
-        self.end_headers()
-        self.wfile.write(json.dumps({"keys": self.keys}).encode())
-
-    def log_message(self, *arguments: Any) -> None:
-        pass
-
-
 @pytest.fixture
-def identity_provider() -> Iterator[tuple[type[_KeySets], str]]:
-    """A server of a key set, and its address."""
-    handler = type("_Handler", (_KeySets,), {})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield handler, f"http://127.0.0.1:{server.server_port}/keys"
-    server.shutdown()
-    server.server_close()
+def provider() -> Iterator[IdentityProvider]:
+    with identity_provider() as made:
+        yield made
 
 
-def test_a_key_that_is_new_at_the_identity_provider_is_fetched(identity_provider, monkeypatch):
-    provider, address = identity_provider
+def test_a_key_that_is_new_at_the_identity_provider_is_fetched(provider, monkeypatch):
     provider.keys = [jwk(_RSA, "old")]
-    tokens = Tokens(JwtConfig(jwks=address, audience="flowers"))
+    tokens = Tokens(JwtConfig(jwks=provider.address, audience="flowers"))
     provider.keys = [jwk(_OTHER, "new")]
     token = jwt.encode(claims(), _OTHER, "RS256", headers={"kid": "new"})
     # Not at once: made-up names of keys must not become requests to the provider.
@@ -286,11 +232,23 @@ def test_a_key_that_is_new_at_the_identity_provider_is_fetched(identity_provider
     assert caller(tokens, token) == "shop"
 
 
-def test_without_keys_tokens_are_not_judged(identity_provider, monkeypatch):
-    provider, address = identity_provider
+def test_keys_stay_in_force_while_the_identity_provider_is_gone(provider, monkeypatch):
+    provider.keys = [jwk(_RSA, "a")]
+    tokens = Tokens(JwtConfig(jwks=provider.address, audience="flowers"))
     monkeypatch.setattr(module, "_RETRY_SECONDS", 0)
-    provider.redirect = f"{address}?elsewhere"
-    tokens = Tokens(JwtConfig(jwks=address, audience="flowers"))
+    monkeypatch.setattr(module, "_REFRESH_SECONDS", 0)
+    provider.redirect = f"{provider.address}?elsewhere"
+    tokens.look()
+    assert provider.asked == 2
+    assert caller(tokens, jwt.encode(claims(), _RSA, "RS256", headers={"kid": "a"})) == "shop"
+    stranger = jwt.encode(claims(), _OTHER, "RS256", headers={"kid": "b"})
+    assert refused(tokens, stranger) == "bad-token"
+
+
+def test_without_keys_tokens_are_not_judged(provider, monkeypatch):
+    monkeypatch.setattr(module, "_RETRY_SECONDS", 0)
+    provider.redirect = f"{provider.address}?elsewhere"
+    tokens = Tokens(JwtConfig(jwks=provider.address, audience="flowers"))
     assert provider.asked == 1  # not followed
     with pytest.raises(Refusal) as caught:
         caller(tokens, "x")
