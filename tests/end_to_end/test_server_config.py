@@ -174,6 +174,60 @@ def test_a_missing_path_of_one_model_does_not_keep_the_others_from_being_served(
     one.server.until_states({3: "AVAILABLE"}, "lost")
 
 
+def test_a_path_that_is_missing_at_the_start_is_waited_for(configured, base, tmp_path):
+    later = tmp_path / "later"
+    text = config(model("a", base / "a"), model("late", later))
+    server = configured(text, ready=False).server
+    until(lambda: f"Could not find base path {later}" in server.output)
+    assert not server.listens()
+    later.symlink_to(base / "b")
+    assert server.wait_ready().predict(0, path="late") == [13]
+
+
+def test_an_empty_list_takes_every_model_away(configured, base):
+    one = configured(config(model("a", base / "a")), "--model_config_file_poll_wait_seconds=0")
+    assert one.reload(config()) == (grpc.StatusCode.OK, "")
+    one.server.until_states({3: "END"}, "a")
+    assert one.server.post("a:predict", {"instances": [0]})[0] == 404
+    assert one.reload(config(model("a", base / "a"))) == (grpc.StatusCode.OK, "")
+    assert one.server.predict(0, path="a") == [3]
+
+
+def test_a_file_that_is_emptied_changes_nothing(configured, base):
+    one = configured(config(model("a", base / "a", versions(1))))
+    one.write("")
+    until(lambda: "Cannot transition to requested config." in one.server.output)
+    assert one.server.states("a") == {1: "AVAILABLE"}
+    one.write(config())
+    one.server.until_states({1: "END"}, "a")
+
+
+def test_a_file_that_is_empty_at_the_start_may_be_filled_later(configured, base):
+    one = configured("")
+    assert "Taking no action for an empty configuration" in one.server.output
+    one.write(config(model("a", base / "a")))
+    one.server.until_states({3: "AVAILABLE"}, "a")
+
+
+def test_a_models_platform_stays_what_it_is(configured, base):
+    one = configured(config(model("a", base / "a", versions(1))))
+    other = config(model("a", base / "a", versions(2), platform="caffe"))
+    code, said = one.reload(other)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert said == (
+        "Illegal to change a model's platform. For model a platform was tensorflow and new "
+        "platform requested is caffe"
+    )
+    one.write(other)
+    until(lambda: "Illegal to change a model's platform" in one.server.output)
+    new = config(model("a", base / "a", versions(2)), model("b", base / "b", platform="caffe"))
+    assert one.reload(new) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "Model b requests unsupported platform caffe",
+    )
+    assert one.server.states("a") == {1: "AVAILABLE"}
+
+
 def test_a_label_names_a_version(configured, base):
     flag = "--allow_version_labels_for_unavailable_models"
     both = versions(1, 2)
@@ -253,6 +307,17 @@ def test_a_reload_call_tells_by_how_much_counters_grew(configured, base):
             grpc.StatusCode.INVALID_ARGUMENT,
             "ServerModelConfig type not supported by HandleReloadConfigRequest. Only "
             "ModelConfigList is currently supported",
+        ),
+        (
+            "custom_model_config { }",
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "ServerModelConfig type not supported by HandleReloadConfigRequest. Only "
+            "ModelConfigList is currently supported",
+        ),
+        (
+            config(model("a", "BASE/a"), model("a", "BASE/b")),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "Illegal to list model a multiple times in config list",
         ),
         (
             config(model("a", "/etc")),
