@@ -59,8 +59,8 @@ class Loader:
             self._metrics.load_attempt(str(folder), succeeded=False)
             raise
         self._metrics.load_attempt(str(folder), succeeded=True)
-        servable = self._batched(folder, servable)
         try:
+            servable = self._batched(folder, servable)
             self._warm_up(servable, folder)
         except BaseException:
             servable.close()

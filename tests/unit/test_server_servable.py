@@ -13,7 +13,7 @@ from graftline.serving.server.flags import parse
 from graftline.serving.server.inference import Options
 from graftline.serving.server.loading import Loader
 from graftline.serving.server.metrics import Metrics
-from graftline.serving.server.servable import Servable
+from graftline.serving.server.servable import SavedModel, Servable
 from graftline.serving.server.status import Code, Failure
 from graftline.serving.server.tensors import to_array, to_proto
 from graftline.serving.server.warmup import MOST_RECORDS, WARMUP_REQUESTS
@@ -395,3 +395,15 @@ def test_a_version_brings_batching_parameters_of_its_own(model, tmp_path):
     (folder / "batching_params.pbtxt").write_text("max_batch_size { value: 2 }")
     with pytest.raises(Failure, match="larger than maximum input batch size 2"):
         predict(load(folder, *flags), 1, 2, 3)
+
+
+def test_a_version_with_broken_batching_parameters_is_closed_again(model, tmp_path, monkeypatch):
+    import shutil
+
+    closed: list[Servable] = []
+    monkeypatch.setattr(SavedModel, "close", lambda servable: closed.append(servable))
+    folder = shutil.copytree(model, tmp_path / "1")
+    (folder / "batching_params.pbtxt").write_text("max_batch_size { value: 0 }")
+    with pytest.raises(Failure, match="must be positive"):
+        load(folder, "--enable_batching", "--enable_per_model_batching_parameters")
+    assert len(closed) == 1
