@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -273,11 +274,16 @@ def test_a_server_that_is_gone_is_said_at_once_and_found_again(base, tmp_path):
         door = GatewayProcess(tmp_path, base, server.grpc_port).wait_ready()
         try:
             assert door.classify(image()).status == 200
-            server.signal(signal.SIGKILL)
-            server.process.join()
-            refusal = door.classify(image())
-            assert (refusal.status, refusal.data["reason"]) == (503, "no-server")
-            assert refusal.headers["Retry-After"] == "1"
+            with ThreadPoolExecutor() as callers:
+                server.signal(signal.SIGSTOP)  # so that the kill meets a request
+                under_way = callers.submit(door.classify, image())
+                until(lambda: door.metric("graftline_gateway_in_flight") == 1, "the request")
+                server.signal(signal.SIGKILL)
+                server.process.join()
+                refusals = [under_way.result(), door.classify(image())]
+            for refusal in refusals:
+                assert (refusal.status, refusal.data["reason"]) == (503, "no-server")
+                assert refusal.headers["Retry-After"] == "1"
             until(lambda: door.get("/readyz").status == 503, "unreadiness")
             assert door.get("/healthz").status == 200
             flags = (f"--port={server.grpc_port}", f"--model_base_path={base}")
