@@ -212,16 +212,23 @@ class ModelServer:
         """Sends it a signal."""
         os.kill(self.process.pid or 0, number)
 
-    def raw(
+    def ask(
         self, method: str, path: str, body: bytes | None = None, **headers: str
-    ) -> tuple[int, bytes]:
-        """Sends one HTTP request; returns status and body."""
+    ) -> tuple[int, http.client.HTTPMessage, bytes]:
+        """Sends one HTTP request; returns status, headers and body."""
         connection = http.client.HTTPConnection("127.0.0.1", self.rest_port, timeout=PATIENCE)
         with contextlib.closing(connection):
             named = {key.replace("_", "-"): value for key, value in headers.items()}
             connection.request(method, path, body, named)
             response = connection.getresponse()
-            return response.status, response.read()
+            return response.status, response.headers, response.read()
+
+    def raw(
+        self, method: str, path: str, body: bytes | None = None, **headers: str
+    ) -> tuple[int, bytes]:
+        """Sends one HTTP request; returns status and body."""
+        status, _, answer = self.ask(method, path, body, **headers)
+        return status, answer
 
     def get(self, path: str) -> tuple[int, Any]:
         """A GET below `/v1/models/`; the body as data."""

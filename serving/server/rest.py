@@ -124,7 +124,8 @@ class RestApplication:
             )
             return self._with_cors(await work)
         except _Refused as refusal:
-            return refusal.answer
+            # Or a browser's page would not get to know why.
+            return self._with_cors(refusal.answer)
         finally:
             self._bytes_at_once -= reservation
 

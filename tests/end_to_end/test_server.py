@@ -260,20 +260,40 @@ def test_paths_ignore_case_and_queries_and_percent_signs_are_decoded(server):
 
 
 def test_a_content_type_is_not_asked_for_and_json_is_answered(server):
-    import http.client
-
-    connection = http.client.HTTPConnection("127.0.0.1", server.rest_port)
-    connection.request("POST", "/v1/models/default:predict", b'{"instances": [2]}')
-    response = connection.getresponse()
-    assert response.getheader("Content-Type") == "application/json"
-    response.read()
-    connection.close()
+    _, headers, _ = server.ask("POST", "/v1/models/default:predict", b'{"instances": [2]}')
+    assert headers["Content-Type"] == "application/json"
 
 
-def test_browsers_of_other_origins_are_answered_where_that_is_on(server):
-    path = "/v1/models/default:predict"
-    assert server.raw("OPTIONS", path, Origin="https://example.org")[0] == 200
-    assert server.raw("OPTIONS", path)[0] == 400
+PREDICT = "/v1/models/default:predict"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "more", "status"),
+    [
+        ("OPTIONS", PREDICT, None, {}, 200),
+        ("POST", PREDICT, b'{"instances": [2]}', {}, 200),
+        ("GET", "/v1/models/default", None, {}, 200),
+        ("POST", PREDICT, b"{", {}, 400),
+        ("GET", "/v1/models/other", None, {}, 404),
+        ("POST", PREDICT, None, {"Content_Length": "99999999999"}, 413),
+    ],
+)
+def test_pages_of_other_origins_may_read_every_answer_where_that_is_on(
+    server, method, path, body, more, status
+):
+    found, headers, _ = server.ask(method, path, body, Origin="https://example.org", **more)
+    assert found == status
+    assert {name: value for name, value in headers.items() if "allow" in name.lower()} == {
+        "access-control-allow-origin": "*",
+        "access-control-allow-methods": "POST, GET",
+        "access-control-allow-headers": "Content-Type",
+    }
+
+
+@pytest.mark.parametrize("origin", ["", "null", "file://", "ftp://example.org", "example.org"])
+def test_what_is_no_origin_of_the_web_may_not_ask_beforehand(server, origin):
+    assert server.raw("OPTIONS", PREDICT, Origin=origin)[0] == 400
+    assert server.raw("OPTIONS", PREDICT)[0] == 400
 
 
 def test_a_packed_body_is_unpacked(server):
