@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
 import signal
 import ssl
 import sys
@@ -15,7 +14,7 @@ from typing import Any
 from graftline.serving.errors import UserError
 from graftline.serving.gateway.application import Gateway
 from graftline.serving.gateway.config import GatewayConfig
-from graftline.serving.server.http_server import HttpServer
+from graftline.serving.server.http_server import HttpServer, raise_file_limit
 from graftline.serving.server.status import Failure
 
 # Longer than load balancers keep a connection that is not used, so that it is they who close it.
@@ -56,7 +55,7 @@ def run(
     )
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
-    _raise_file_limit()
+    raise_file_limit()
     gateway = Gateway(config, model, root)
     server = HttpServer(
         gateway.application(),
@@ -112,9 +111,3 @@ def _tls(config: GatewayConfig) -> dict[str, Any]:
             f"{error}."
         ) from error
     return {"ssl_certfile": config.certificate, "ssl_keyfile": config.certificate_key}
-
-
-def _raise_file_limit() -> None:
-    """A connection is a file; the usual 1024 are few."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

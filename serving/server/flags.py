@@ -18,7 +18,7 @@ from graftline.serving.errors import UserError
 
 _TRUE = ("true", "1", "t", "yes", "y")
 _FALSE = ("false", "0", "f", "no", "n")
-_INT32_MAX = (1 << 31) - 1
+INT32_MAX = (1 << 31) - 1
 
 
 def _flag(help: str, group: str = "", **bounds: Any) -> Meta:
@@ -105,10 +105,10 @@ class Flags(msgspec.Struct, frozen=True, kw_only=True):
 
     bind_address: Annotated[str, _flag("default: all interfaces, as the real one", _OWN)] = ""
     max_request_bytes: Annotated[
-        int, _flag("longest request, gRPC or REST", _OWN, ge=1, le=_INT32_MAX)
+        int, _flag("longest request, gRPC or REST", _OWN, ge=1, le=INT32_MAX)
     ] = 64 << 20
     request_read_timeout_seconds: Annotated[
-        float, _flag("in which a REST request must have arrived", _OWN, gt=0)
+        float, _flag("in which a request must have arrived", _OWN, gt=0)
     ] = 60.0
     allowed_model_roots: Annotated[
         str, _flag("folders, comma-separated, that the reload call may name", _OWN)

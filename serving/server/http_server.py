@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 import threading
 from typing import Any
@@ -82,6 +83,12 @@ class HttpServer:
         self._server.should_exit = True
         if self._thread is not None:
             self._thread.join()
+
+
+def raise_file_limit() -> None:
+    """Lets this process open as many files as it may: a connection is one, and 1024 are few."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class _Protocol(HttpToolsProtocol):

@@ -21,9 +21,10 @@ from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_p
 
 from graftline.serving.server import flags as command_line
 from graftline.serving.server.core import Core
-from graftline.serving.server.flags import Flags
+from graftline.serving.server.flags import INT32_MAX, Flags
+from graftline.serving.server.grpc_reading import WAITING_THREADS, Reading
 from graftline.serving.server.grpc_services import ModelService, PredictionService, add_health
-from graftline.serving.server.http_server import HttpServer
+from graftline.serving.server.http_server import HttpServer, raise_file_limit
 from graftline.serving.server.metrics import DEFAULT_PATH, Metrics
 from graftline.serving.server.profiler import Profiler
 from graftline.serving.server.requests import Requests
@@ -58,6 +59,7 @@ class Server:
         self._channel_arguments = _channel_arguments(flags)
         self.core = Core(flags, self._metrics)
         self._grpc: grpc.Server | None = None
+        self._reading: Reading | None = None
         self._health: health.HealthServicer | None = None
         self._http: HttpServer | None = None
         self._rest: RestApplication | None = None
@@ -101,20 +103,25 @@ class Server:
             self._http.stop()
         if finished is not None:
             finished.wait()
+        if self._reading is not None:
+            self._reading.close()
         if self._rest is not None:
             self._rest.close()
         return self.core.close(_LAST_SECONDS)
 
     def _start_grpc(self) -> None:
         flags = self._flags
-        longest = flags.max_request_bytes
+        read_seconds = flags.request_read_timeout_seconds
+        self._reading = Reading(read_seconds, flags.grpc_max_threads)
         server = grpc.server(
-            ThreadPoolExecutor(flags.grpc_max_threads, "grpc"),
+            ThreadPoolExecutor(flags.grpc_max_threads + WAITING_THREADS, "grpc"),
+            interceptors=[self._reading],
             options=[
                 # Two servers on one port would share its connections without a word.
                 ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", longest),
-                ("grpc.max_send_message_length", (1 << 31) - 1),
+                ("grpc.server_handshake_timeout_ms", min(round(1e3 * read_seconds), INT32_MAX)),
+                ("grpc.max_receive_message_length", flags.max_request_bytes),
+                ("grpc.max_send_message_length", INT32_MAX),
                 *self._channel_arguments,
             ],
         )
@@ -193,6 +200,7 @@ def run(flags: Flags, ready: Callable[[], None] = lambda: None) -> int:
     )
     tf.get_logger().setLevel(logging.ERROR)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    raise_file_limit()
     for name in command_line.unused(flags):
         _log.warning("--%s has no effect on the embedded server", name)
     server: Server | None = None

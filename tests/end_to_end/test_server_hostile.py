@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from model_servers import ModelServer, linear_model, serving, until
+from model_servers import ModelServer, linear_model, predict_request, serving, until
 
 pytestmark = pytest.mark.end_to_end
 
@@ -32,6 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
         f"--model_base_path={folder / 'default'}",
         f"--max_request_bytes={LIMIT}",
         "--request_read_timeout_seconds=1",
+        "--grpc_channel_arguments=grpc.max_connection_idle_ms=1000",
     )
     with serving(folder, *flags) as made:
         yield made
@@ -128,6 +130,22 @@ def test_a_half_open_connection_is_closed(server, begun):
     assert b"200" not in sent(server, begun)
 
 
+def test_many_half_open_connections_keep_nobody_from_an_answer_and_end(server):
+    begun = [b"", b"POST", HEAD, HEAD + b"Content-Length: 100\r\n\r\n{"]
+    with contextlib.ExitStack() as stack:
+        connections = []
+        for part in begun * 50:
+            connection = socket.create_connection(("127.0.0.1", server.rest_port), timeout=60)
+            connections.append(stack.enter_context(connection))
+            connection.sendall(part)
+        assert server.predict(0) == [1]
+        for connection in connections:
+            answer = b""
+            while received := connection.recv(65536):
+                answer += received
+            assert answer == b"" or answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 408 "))
+
+
 def test_a_head_without_end_is_cut_off(server):
     assert sent(server, HEAD + b"X: ", *[b"y" * 65536] * 32) == b""
 
@@ -164,6 +182,87 @@ def test_a_name_is_a_name_and_never_a_path(server, name):
     ):
         status, _ = server.raw(method, f"/v1/models/{path}", b'{"instances": [0]}')
         assert status in (400, 404)
+
+
+def test_a_page_of_another_origin_may_not_read_answers(server):
+    origin = "https://elsewhere.example"
+    path = "/v1/models/default:predict"
+    asked = [
+        server.ask("OPTIONS", path, Origin=origin, Access_Control_Request_Method="POST"),
+        server.ask("POST", path, b'{"instances": [0]}', Origin=origin),
+        server.ask("GET", "/v1/models/default", Origin=origin),
+    ]
+    assert [status for status, _, _ in asked] == [200, 200, 200]  # as the real server
+    for _, headers, _ in asked:
+        assert not [name for name in headers if name.lower().startswith("access-control")]
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """A frame of HTTP/2 (RFC 9113, 4.1)."""
+    head = struct.pack(">I", len(payload))[1:] + bytes([kind, flags])
+    return head + struct.pack(">I", stream) + payload
+
+
+HEADERS, DATA, SETTINGS = 1, 0, 4
+END_OF_HEADERS = 4
+RESET = frame(3, 0, 0, b"CODE")[:4]
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0)
+CALL = {
+    ":method": "POST",
+    ":scheme": "http",
+    ":authority": "x",
+    ":path": "/tensorflow.serving.PredictionService/Predict",
+    "content-type": "application/grpc",
+    "te": "trailers",
+}
+
+
+def half_of_a_call(stream: int) -> bytes:
+    """A gRPC call that announces a hundred bytes and sends three."""
+    head = b"".join(
+        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+        for name, value in CALL.items()
+    )
+    message = b"\0" + struct.pack(">I", 100) + b"abc"
+    return frame(HEADERS, END_OF_HEADERS, stream, head) + frame(DATA, 0, stream, message)
+
+
+def test_more_halves_of_grpc_requests_than_threads_keep_nobody_from_an_answer_and_end(server):
+    address = ("127.0.0.1", server.grpc_port)
+    halves = b"".join(half_of_a_call(stream) for stream in range(1, 200, 2))
+    with contextlib.ExitStack() as stack:
+        connections = []
+        for _ in range(3):
+            connection = stack.enter_context(socket.create_connection(address, timeout=60))
+            connection.sendall(PREFACE + halves)
+            connections.append(connection)
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(
+            grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}")
+        )
+        assert list(stub.Predict(predict_request(0)).outputs["y"].float_val) == [1]
+        for connection in connections:
+            received = b""
+            while received.count(RESET) < 100:
+                received += connection.recv(65536)
+
+
+@pytest.mark.parametrize("begun", [b"", PREFACE[:10], PREFACE], ids=["none", "half", "whole"])
+def test_silent_grpc_connections_keep_nobody_from_an_answer_and_end(server, begun):
+    address = ("127.0.0.1", server.grpc_port)
+    with contextlib.ExitStack() as stack:
+        connections = []
+        for _ in range(100):
+            connection = stack.enter_context(socket.create_connection(address, timeout=60))
+            connection.sendall(begun)
+            connections.append(connection)
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(
+            grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}")
+        )
+        assert list(stub.Predict(predict_request(0)).outputs["y"].float_val) == [1]
+        for connection in connections:
+            with contextlib.suppress(ConnectionError):
+                while connection.recv(65536):
+                    pass
 
 
 def test_a_grpc_request_that_is_too_long_is_refused(server):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import threading
 
 import grpc
 import pytest
+from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
 
 from model_servers import (
     ModelServer,
@@ -107,6 +109,17 @@ def test_a_version_deleted_while_in_use_serves_until_the_next_look_and_then_the_
         assert server.predict(0) in ([1], [2])
         server.until_states({2: "END", 1: "AVAILABLE"})
         assert server.predict(0) == [1]
+
+
+def test_a_request_under_way_is_finished_though_its_version_is_deleted(models, tmp_path):
+    base = tmp_path / "default"
+    publish(models, base, 1, 2)
+    with serving(tmp_path, f"--model_base_path={base}") as server:
+        pending = prediction(server).Predict.future(predict_request(10, signature="slow"))
+        threading.Event().wait(0.2)  # until it is under way
+        shutil.rmtree(base / "2")
+        assert list(pending.result().outputs["y"].float_val) == [7]
+        server.until_states({2: "END", 1: "AVAILABLE"})
 
 
 def test_a_base_path_that_empties_or_vanishes(models, tmp_path):
@@ -236,6 +249,21 @@ def test_a_computation_ends_with_its_clients_deadline(models, tmp_path):
         assert list(stub.Predict(predict_request(0)).outputs["y"].float_val) == [1]
 
 
+def test_whoever_asks_for_the_state_does_not_wait_for_a_computation(models, tmp_path):
+    base = tmp_path / "default"
+    publish(models, base, 1)
+    with serving(tmp_path, f"--model_base_path={base}", "--grpc_max_threads=1") as server:
+        pending = prediction(server).Predict.future(predict_request(100_000, signature="slow"))
+        threading.Event().wait(0.2)  # until it is under way
+        request = get_model_status_pb2.GetModelStatusRequest()
+        request.model_spec.name = "default"
+        with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+            stub = model_service_pb2_grpc.ModelServiceStub(channel)
+            (version,) = stub.GetModelStatus(request).model_version_status
+        assert version.state == version.AVAILABLE
+        assert not pending.done()
+
+
 def test_after_a_kill_in_the_middle_of_requests_the_next_start_serves(models, tmp_path):
     base = tmp_path / "default"
     publish(models, base, 1)
@@ -290,15 +318,19 @@ def test_the_module_is_started_from_the_shell(models, tmp_path):
     publish(models, base, 1)
     port = free_port()
     command = [sys.executable, "-m", "graftline.serving.server", f"--model_base_path={base}"]
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     process = subprocess.Popen(
         [*command, "--port=0", "--rest_api_port", str(port), "--bind_address", "127.0.0.1"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (512, most)),
     )
     for line in process.stdout:
         if "Exporting HTTP/REST API" in line:
             break
+    # A connection is a file: as many as the system gives it.
+    assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (most, most)
     process.send_signal(signal.SIGTERM)
     rest = process.stdout.read()
     assert process.wait() == 0, rest
