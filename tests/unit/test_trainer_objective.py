@@ -43,6 +43,13 @@ def test_a_weight_comes_with_each_image_of_its_class():
     assert counted.tolist() == [0.5, 2.0, 0.5]
 
 
+def test_what_an_epoch_reads_does_not_tune_itself_for_that_ends_with_a_wait():
+    batches = tf.data.Dataset.from_tensors((np.eye(4, dtype=np.float32), np.arange(4)))
+    mixing = TrainerConfig(augmentation=AugmentationConfig(mixup=1.0))
+    for config in (TrainerConfig(), mixing):
+        assert to_train_on(batches, 4, config, None).options().autotune.enabled is False
+
+
 def test_mixed_batches_differ_from_epoch_to_epoch_and_follow_from_the_seed():
     batches = tf.data.Dataset.from_tensors((np.eye(4, dtype=np.float32), np.arange(4)))
 
