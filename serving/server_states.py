@@ -7,6 +7,7 @@ address of its own has, stands for as many servers: each is asked.
 
 from __future__ import annotations
 
+import functools
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,7 +27,8 @@ class ServerState(msgspec.Struct, frozen=True):
     """What one server said about a model.
 
     Attributes:
-        address: of the server.
+        address: of the server, as it was named.
+        host: which of the name's addresses answered; empty where it has but one.
         versions: state by version, as `AVAILABLE`, with the error of one that cannot be loaded.
         labels: version by label, of those that were asked for and are there.
         failure: why it could not be asked; empty where it could.
@@ -36,6 +38,12 @@ class ServerState(msgspec.Struct, frozen=True):
     versions: Mapping[int, str] = {}
     labels: Mapping[str, int] = {}
     failure: str = ""
+    host: str = ""
+
+    @property
+    def server(self) -> str:
+        """The server in words."""
+        return f"{self.address} ({self.host})" if self.host else self.address
 
     @property
     def available(self) -> set[int]:
@@ -59,9 +67,9 @@ class Servers:
 
         with requests.Session() as session:
             return [
-                self._ask(session, server, labels)
+                self._ask(session, address, host, labels)
                 for address in self.addresses
-                for server in servers_behind(address)
+                for host in hosts_behind(address) or [""]
             ]
 
     def wait(
@@ -92,34 +100,35 @@ class Servers:
                 raise UserError(_never(behind, what, seconds))
             time.sleep(_PERIOD_SECONDS)
 
-    def _ask(self, session: Any, address: str, labels: Sequence[str]) -> ServerState:
+    def _ask(self, session: Any, address: str, host: str, labels: Sequence[str]) -> ServerState:
         import requests
 
-        url = f"{address}/v1/models/{self._model}"
+        said = functools.partial(ServerState, address, host=host)
+        model = f"/v1/models/{self._model}"
         try:
-            status, answer = _get(session, url)
+            status, answer = _get(session, address, host, model)
             if status == 404:
-                return ServerState(address)  # it does not know the model, not yet perhaps
+                return said()  # it does not know the model, not yet perhaps
             if status != 200:
-                return ServerState(address, failure=f"answered with status {status}")
+                return said(failure=f"answered with status {status}")
             versions = {
                 int(entry["version"]): _state(entry) for entry in answer["model_version_status"]
             }
             found = {}
             for label in labels:
-                status, answer = _get(session, f"{url}/labels/{label}/metadata")
+                status, answer = _get(session, address, host, f"{model}/labels/{label}/metadata")
                 if status == 200:
                     found[label] = int(answer["model_spec"]["version"])
         except requests.Timeout:
-            return ServerState(address, failure=f"did not answer in {_TIMEOUT_SECONDS:.0f} s")
+            return said(failure=f"did not answer in {_TIMEOUT_SECONDS:.0f} s")
         except requests.RequestException as error:
-            return ServerState(address, failure=f"cannot be reached ({type(error).__name__})")
+            return said(failure=f"cannot be reached ({type(error).__name__})")
         except (msgspec.DecodeError, KeyError, TypeError, ValueError):
-            return ServerState(address, failure="does not answer as a model server does")
-        return ServerState(address, versions, found)
+            return said(failure="does not answer as a model server does")
+        return said(versions, found)
 
 
-def servers_behind(address: str) -> list[str]:
+def hosts_behind(address: str) -> list[str]:
     """The addresses of all servers that a name stands for now, as it is asked anew at every look.
 
     One server with an address of each family stays one server. So does whatever is asked over
@@ -129,30 +138,45 @@ def servers_behind(address: str) -> list[str]:
         address: `http://NAME:8501`.
 
     Returns:
-        `http://10.0.0.7:8501` for each; the address itself where it stands for one, or for none.
+        `10.0.0.7` for each; none where the name stands for one server, or for nothing.
     """
     parts = urlsplit(address)
     if parts.scheme != "http" or not parts.hostname:
-        return [address]
+        return []
     try:
-        port = f":{parts.port}" if parts.port else ""
         found = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_STREAM)
     except (OSError, ValueError):
-        return [address]
+        return []
     families: dict[int, set[str]] = {}
     for family, _, _, _, where in found:
         families.setdefault(family, set()).add(str(where[0]))
     hosts = max(families.values(), key=len)
-    if len(hosts) < 2:
-        return [address]
-    rest = port + parts.path
-    return [f"http://{f'[{host}]' if ':' in host else host}{rest}" for host in sorted(hosts)]
+    return sorted(hosts) if len(hosts) > 1 else []
 
 
-def _get(session: Any, url: str) -> tuple[int, Any]:
-    answer = session.get(url, timeout=_TIMEOUT_SECONDS, allow_redirects=False)
+def _get(session: Any, address: str, host: str, path: str) -> tuple[int, Any]:
+    """Asks a server; where its host is named, that one, as if it were asked by its name."""
+    by_name: dict[str, Any] = {}
+    if host:
+        address, by_name = _at(address, host)
+    answer = session.get(address + path, timeout=_TIMEOUT_SECONDS, allow_redirects=False, **by_name)
     decoded = msgspec.json.decode(answer.content) if answer.status_code == 200 else None
     return answer.status_code, decoded
+
+
+def _at(address: str, host: str) -> tuple[str, dict[str, Any]]:
+    """The address of one host behind a name, and what keeps the request one to the name."""
+    import requests
+
+    parts = urlsplit(address)
+    user, at, name = parts.netloc.rpartition("@")
+    port = f":{parts.port}" if parts.port else ""
+    place = f"[{host}]" if ":" in host else host
+    by_name: dict[str, Any] = {"headers": {"Host": name}}
+    if requests.utils.should_bypass_proxies(address, no_proxy=None):
+        # Whom no_proxy names is asked directly, though it does not name the address.
+        by_name["proxies"] = {"http": None, "all": None}
+    return parts._replace(netloc=f"{user}{at}{place}{port}").geturl(), by_name
 
 
 def _state(entry: Mapping[str, Any]) -> str:
@@ -162,7 +186,7 @@ def _state(entry: Mapping[str, Any]) -> str:
 
 
 def _never(behind: Sequence[ServerState], what: str, seconds: float) -> str:
-    said = "; ".join(f"{state.address} {_said(state)}" for state in behind)
+    said = "; ".join(f"{state.server} {_said(state)}" for state in behind)
     dead = any(state.failure for state in behind)
     return (
         f"After {seconds:.0f} s not every server has {what}: {said}. A server follows when it was "

@@ -62,9 +62,9 @@ def versions(project: Project, as_json: bool) -> None:
     _print_versions(base_path.root.name, found, choice, split, states)
     for state in states:
         if state.failure:
-            print(f"{state.address} {state.failure}")
+            print(f"{state.server} {state.failure}")
         elif trouble := _differs(state, base_path.in_service(), choice):
-            print(f"{state.address} {trouble}")
+            print(f"{state.server} {trouble}")
     if changes := base_path.history():
         last = changes[-1]
         why = f": {last.reason}" if last.reason else ""

@@ -201,7 +201,9 @@ def test_every_server_behind_a_name_is_waited_for(server, base_path, tmp_path, m
     )
     try:
         until(lambda: "Exporting HTTP" in elsewhere.output, "the second server")
-        with pytest.raises(UserError, match=rf"127\.0\.0\.2:{server.rest_port} has versions 3"):
+        with pytest.raises(
+            UserError, match=rf"models\.test:{server.rest_port} \(127\.0\.0\.2\) has versions 3"
+        ):
             Switchboard(base_path, config).promote(2)
     finally:
         elsewhere.process.kill()
