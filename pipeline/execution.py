@@ -13,6 +13,8 @@ import msgspec
 
 from graftline.components import memory
 from graftline.pipeline import outcome, planning, run_record, tuned
+from graftline.pipeline.beam.config import NODES
+from graftline.pipeline.beam.workers import preload
 from graftline.pipeline.console import Console
 from graftline.pipeline.plan import FILE_NAME as PLAN_NAME
 from graftline.pipeline.plan import Plan, SpanVersion
@@ -69,6 +71,7 @@ class Execution:
     def plan(self) -> Plan:
         """Decides what the run does, and ingests the spans that its window lacks."""
         self._console.progress("loading TensorFlow and TFX")
+        preload(self._project.config.beam, NODES)
         from graftline.components.trainer.devices import take_gpus
         from graftline.pipeline.store import clean_after_kill, connection, open_store
 

@@ -23,7 +23,7 @@ from graftline.components.trainer.cluster import worker_number
 from graftline.components.tuner import space
 from graftline.pipeline import planning, run_record, tuned
 from graftline.pipeline.beam.check import check_beam
-from graftline.pipeline.beam.config import STAGES
+from graftline.pipeline.beam.config import NODES
 from graftline.pipeline.code_digest import code_digest, file_digest
 from graftline.pipeline.config import load_config, write_config
 from graftline.pipeline.console import Console
@@ -344,13 +344,12 @@ def _check_weights(project: Project) -> None:
 
 def _check_beam(project: Project, *, quiet: bool) -> None:
     beam = project.config.beam
-    nodes = [stage for stage in STAGES if stage not in ("drop", "predict_batch")]
-    if {beam.runner_of(node) for node in nodes} == {"direct"}:
+    if {beam.runner_of(node) for node in NODES} == {"direct"}:
         return
     # The version in service is the baseline: the Evaluator reads it where it is.
     baseline = [project.base_path] if project.base_path.is_dir() else []
     with Console(project.runs / "beam.log", quiet=quiet):
-        check_beam(beam, [project.artifacts, project.spans], stages=nodes, sources=baseline)
+        check_beam(beam, [project.artifacts, project.spans], stages=NODES, sources=baseline)
 
 
 def _check_probe(project: Project) -> None:

@@ -18,6 +18,8 @@ Stage = Literal[
 ]
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
+# Those that are nodes of the pipeline.
+NODES = tuple(stage for stage in STAGES if stage not in ("drop", "predict_batch"))
 # Those that are reached through a job server of Beam.
 WITH_JOB_SERVER = ("flink", "spark", "portable")
 # Any of them says where Dataflow's machines get the code from.
@@ -152,6 +154,10 @@ class BeamConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         """Into how many parts a stage is divided; None: as the runner sees fit."""
         own = self.nodes.get(stage)
         return (own.parallelism if own else None) or self.parallelism
+
+    def processes_of(self, stage: Stage) -> int:
+        """How many processes of this machine divide a stage; 1: it runs in the command's own."""
+        return (self.parallelism_of(stage) or 1) if self.runner_of(stage) == "direct" else 1
 
 
 def _given(options: tuple[str, ...], names: tuple[str, ...]) -> bool:

@@ -13,6 +13,7 @@ from tfx.proto.orchestration.executable_spec_pb2 import BeamExecutableSpec
 
 from graftline.pipeline.beam.config import STAGES, BeamConfig
 from graftline.pipeline.beam.options import beam_options
+from graftline.pipeline.beam.workers import preload
 
 
 def executor_operators(config: BeamConfig, node_id: str) -> dict[type, Any]:
@@ -20,6 +21,7 @@ def executor_operators(config: BeamConfig, node_id: str) -> dict[type, Any]:
     stage = next((stage for stage in STAGES if stage == node_id), None)
     if stage is None:
         return {}
+    preload(config, [stage])  # unless a run has begun to, for all of its nodes
     options = beam_options(config, stage)
 
     class Operator(BeamExecutorOperator):

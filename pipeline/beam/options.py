@@ -8,6 +8,7 @@ from graftline.pipeline.beam.config import WITH_JOB_SERVER, BeamConfig, Stage, S
 
 # What DirectRunner would choose, seconds later.
 _DIRECT = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+_PROCESSES = "graftline.pipeline.beam.processes.ProcessesRunner"
 _CLUSTER = "graftline.pipeline.beam.runner.ClusterRunner"
 # Without an option that says where workers get their code from, every Beam node of TFX packs all of
 # TFX into a source archive first, for seconds. Our workers have it installed: runners that start no
@@ -26,7 +27,7 @@ def beam_options(config: BeamConfig, stage: Stage) -> list[str]:
     own = config.nodes.get(stage, StageConfig())
     runner, parallelism = config.runner_of(stage), config.parallelism_of(stage)
     if runner == "direct":
-        options = _direct(parallelism or 1)
+        options = _direct(config.processes_of(stage))
     elif runner in WITH_JOB_SERVER:
         options = _portable(config)
         if runner == "flink" and parallelism:
@@ -42,9 +43,9 @@ def beam_options(config: BeamConfig, stage: Stage) -> list[str]:
 
 
 def _direct(processes: int) -> list[str]:
-    mode = "multi_processing" if processes > 1 else "in_memory"
+    runner, mode = (_PROCESSES, "multi_processing") if processes > 1 else (_DIRECT, "in_memory")
     return [
-        f"--runner={_DIRECT}",
+        f"--runner={runner}",
         f"--direct_running_mode={mode}",
         f"--direct_num_workers={processes}",
         f"--sdk_container_image={_CODE_IS_INSTALLED}",

@@ -17,6 +17,7 @@ from graftline.pipeline import run_record
 from graftline.pipeline.beam.check import check_beam
 from graftline.pipeline.beam.failures import explained
 from graftline.pipeline.beam.options import beam_options
+from graftline.pipeline.beam.workers import preload
 from graftline.pipeline.cli.project_command import project_command
 from graftline.pipeline.project import Project
 from graftline.serving.errors import Rejected
@@ -47,9 +48,10 @@ def drop(
     project.runs.mkdir(parents=True, exist_ok=True)
     with Console(project.runs / "drops.log", quiet=as_json) as console:
         console.progress("loading TensorFlow and Beam")
+        beam = project.config.beam
+        preload(beam, ["drop"])
         from graftline.components.ingest.drop import drop as take_in
 
-        beam = project.config.beam
         check_beam(beam, [project.spans], stages=["drop"], sources=[source.resolve()])
         try:
             with explained(beam, "drop", afterwards="Nothing was taken in: drop again then."):

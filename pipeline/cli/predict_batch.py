@@ -16,6 +16,7 @@ from graftline.components.ingest import sources
 from graftline.pipeline.beam.check import check_beam
 from graftline.pipeline.beam.failures import explained
 from graftline.pipeline.beam.options import beam_options
+from graftline.pipeline.beam.workers import preload
 from graftline.pipeline.cli.project_command import project_command
 from graftline.pipeline.console import Console
 from graftline.pipeline.project import Project
@@ -93,6 +94,8 @@ def predict_batch(
         with Console(log, quiet=as_json) as console:
             console.line(f"version {number} predicts {source}    log: {log}")
             console.progress("loading TensorFlow and Beam")
+            beam = project.config.beam
+            preload(beam, ["predict_batch"])
             from graftline.components.batch_prediction.predict import Request, predict
 
             request = Request(
@@ -106,7 +109,6 @@ def predict_batch(
                 batch_size=batch_size,
                 devices=project.config.trainer.devices,
             )
-            beam = project.config.beam
             check_beam(beam, [held.folder], stages=["predict_batch"], sources=[source])
             with explained(beam, "predict_batch", afterwards=_AFTERWARDS):
                 summary = predict(request, held, beam_options(beam, "predict_batch"))

@@ -30,6 +30,7 @@ def test_by_default_stages_run_in_this_process():
 
 def test_several_processes_of_this_machine_divide_a_stage():
     options = beam_options(section(parallelism=2), "drop")
+    assert given(options, "--runner") == "graftline.pipeline.beam.processes.ProcessesRunner"
     assert given(options, "--direct_running_mode") == "multi_processing"
     assert given(options, "--direct_num_workers") == "2"
 
@@ -66,7 +67,7 @@ def test_a_stage_may_run_elsewhere_and_have_options_of_its_own():
             "Transform": {"parallelism": 1, "options": ["--max_bundle_size=100"]},
         },
     )
-    assert "FnApiRunner" in (given(beam_options(beam, "drop"), "--runner") or "")
+    assert "ProcessesRunner" in (given(beam_options(beam, "drop"), "--runner") or "")
     transform = beam_options(beam, "Transform")
     assert given(transform, "--parallelism") == "1"
     assert transform[-2:] == ["--faster_copy", "--max_bundle_size=100"]
