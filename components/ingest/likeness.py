@@ -10,6 +10,7 @@ defect on the same board, differs strongly in some place. What was measured: doc
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -33,7 +34,8 @@ _MASKS = tuple(
 )
 
 
-def keys(hash_: int) -> list[bytes]:
+@functools.lru_cache(1)  # asked thrice of each image, one image after the other
+def keys(hash_: int) -> tuple[bytes, ...]:
     """What two images have in common, one at least, when one may be a copy of the other.
 
     Args:
@@ -42,9 +44,12 @@ def keys(hash_: int) -> list[bytes]:
     Returns:
         fifteen keys of nine bytes: the bits of two blocks, and which blocks they are.
     """
-    return [(hash_ & mask).to_bytes(8, "big") + bytes([place]) for place, mask in enumerate(_MASKS)]
+    return tuple(
+        (hash_ & mask).to_bytes(8, "big") + bytes([place]) for place, mask in enumerate(_MASKS)
+    )
 
 
+@functools.lru_cache(1)
 def has_structure(thumbnail: bytes) -> bool:
     """Whether an image has enough contrast to be told from others by its thumbnail."""
     return float(_contrast(_pixels([thumbnail]))[0]) >= _LEAST_CONTRAST
