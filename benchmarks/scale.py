@@ -14,7 +14,8 @@ stages     for every size a new project: seconds and microseconds per image of e
            bytes.
 history    after the largest size: twice a drop of 1% of it, trained from the version in service
            with its head alone. Beside the first run: seconds, and accuracy on the test split.
-processes  drop and statistics with one Beam process and with two.
+processes  the same images of the largest size, drop and statistics, with one Beam process and
+           with two, twice by turns.
 predict    `graftline predict-batch` beside a bare loop over the SavedModel with the same batches:
            images per second beyond the start, by turns, the median of three.
 plan       a project grows by drops of a quarter, a half and all of the smallest size, then by the
@@ -46,6 +47,7 @@ _GRAFTLINE = [sys.executable, "-m", "graftline.pipeline.cli.main"]
 _HEAD_ALONE = ["trainer.warm_start=true", "trainer.phases=[{name: head, epochs: 30, rate: 1e-3}]"]
 _BATCH = 32
 _ROUNDS = 3
+_TURNS = 2
 _PARTS = ("stages", "history", "processes", "predict", "plan")
 # Reads, as a user's loop would, and asks the signature; prints images per second.
 _BARE_LOOP = """
@@ -199,16 +201,16 @@ def history(bench: Bench, first: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def processes(bench: Bench, images: Path) -> dict[str, Any]:
-    """Drop and statistics with one process and with two."""
-    found: dict[str, dict[int, float]] = {"drop": {}, "StatisticsGen": {}}
-    for count in (1, 2):
-        bench.project = bench.folder / f"project-{count}"
+    """Drop and statistics with one process and with two, by turns."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for turn, count in itertools.product(range(_TURNS), (1, 2)):
+        bench.project = bench.folder / f"project-{turn}-{count}"
         measured([*_GRAFTLINE, "init", str(bench.project), "--images", str(images)], bench.log)
-        schema = bench.project / "schema" / "schema.pbtxt"
         parallel = f"beam.parallelism={count}"
         bench.command("drop", str(images), parallel)
-        found["drop"][count] = latest_span(bench.project / "spans").summary.seconds
+        took = {"drop": latest_span(bench.project / "spans").summary.seconds}
         # Without one of its classes the data gate stops the run after the statistics.
+        schema = bench.project / "schema" / "schema.pbtxt"
         lines = schema.read_text().splitlines()
         values = [place for place, line in enumerate(lines) if line.strip().startswith("value:")]
         del lines[values[0]]
@@ -219,14 +221,14 @@ def processes(bench: Bench, images: Path) -> dict[str, Any]:
             stderr=subprocess.DEVNULL,
             check=False,
         )
-        record = next(_records(bench.project))
-        found["StatisticsGen"][count] = next(
-            node.seconds for node in record.nodes if node.id == "StatisticsGen"
-        )
+        took |= {node.id: node.seconds for node in next(_records(bench.project)).nodes}
+        for name in ("drop", "ImportExampleGen", "StatisticsGen"):
+            found.setdefault(name, {}).setdefault(count, []).append(took[name])
+        shutil.rmtree(bench.project)
     for name, seconds in found.items():
+        ratio = sum(seconds[1]) / sum(seconds[2])
         print(
-            f"{name}: one process {seconds[1]:.1f} s, two {seconds[2]:.1f} s, "
-            f"{seconds[1] / seconds[2]:.2f} times as fast",
+            f"{name}: one process {seconds[1]} s, two {seconds[2]} s, {ratio:.2f} times as fast",
             flush=True,
         )
     return {"part": "processes", **found}
