@@ -174,6 +174,16 @@ def test_more_requests_at_once_than_there_is_room_for_are_refused_at_once(door):
         assert door.get("/healthz").status == 200
 
 
+def test_a_page_of_another_origin_may_not_ask(door):
+    origin = {"Origin": "https://elsewhere.example"}
+    wish = {**origin, "Access_Control_Request_Method": "POST"}
+    preflight = door.ask("OPTIONS", "/v1/classify", **wish)
+    assert preflight.status == 405
+    for reply in (preflight, door.classify(image(), **origin), door.get("/", **origin)):
+        assert not [name for name in reply.headers if name.lower().startswith("access-control")]
+        assert reply.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+
+
 @pytest.mark.parametrize(
     "sent",
     [
