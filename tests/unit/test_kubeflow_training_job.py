@@ -144,7 +144,7 @@ def test_pods_have_no_proxy_and_no_rights():
     for replicas in MANIFEST["spec"]["tfReplicaSpecs"].values():
         template = replicas["template"]
         for kind in ("labels", "annotations"):
-            assert template["metadata"][kind] == {"sidecar.istio.io/inject": "false"}
+            assert template["metadata"][kind]["sidecar.istio.io/inject"] == "false"
         assert template["spec"]["automountServiceAccountToken"] is False
         assert template["spec"]["securityContext"]["runAsNonRoot"] is True
 
