@@ -137,7 +137,7 @@ def begin(
             _unpack(project, schema)
     begun = next((r for r in run_record.records(project.runs) if r.cluster == kubeflow_run), None)
     manner = retrain.Manner(
-        cluster=kubeflow_run, work=lambda execution: _prepare(project, execution, made_from)
+        cluster=kubeflow_run, work=lambda execution: _prepare(execution, made_from)
     )
     if begun is not None:
         return retrain.resume(project, manner).run_id, TRAIN
@@ -187,9 +187,9 @@ def _unpack(project: Project, schema: str) -> None:
         ) from error
 
 
-def _prepare(project: Project, execution: Execution, made_from: MadeFrom) -> None:
+def _prepare(execution: Execution, made_from: MadeFrom) -> None:
     """The first step's part of a run: the plan, and the pipeline that follows from it."""
-    plan = execution.plan()
+    project, plan = execution.project, execution.plan()
     from graftline.pipeline.create_pipeline import compile_pipeline
 
     ir = compile_pipeline(project, plan)

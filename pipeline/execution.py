@@ -58,6 +58,11 @@ class Execution:
         self._console = console
         self._folder = project.runs / record.run_id
 
+    @property
+    def project(self) -> Project:
+        """The project, configured as this run is: as the one whose candidate it takes up was."""
+        return self._project
+
     def all(self) -> None:
         """Plans, ingests the missing spans of the window, then runs the whole pipeline."""
         plan = self.plan()
