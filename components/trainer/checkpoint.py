@@ -105,8 +105,8 @@ class Checkpoints:
         partial = self._folder / f"{_FILE}.partial"
         with partial.open("wb") as file:
             np.savez(file, told=np.frombuffer(json.dumps(told).encode(), np.uint8), **named)
-        # Not synced, for that may have to wait for the features that were just stored. A crash of the
-        # machine may leave a torn file, which `load` finds out.
+        # Not synced, for that may have to wait for the features that were just stored. A crash of
+        # the machine may leave a torn file, which `load` finds out.
         partial.replace(self._folder / _FILE)
 
     def remove(self) -> None:
