@@ -65,6 +65,7 @@ class Execution:
 
     def all(self) -> None:
         """Plans, ingests the missing spans of the window, then runs the whole pipeline."""
+        preload(self._project.config.beam, NODES)
         plan = self.plan()
         self._run(plan, "tuning" if self._request.tune else "publication")
         if self._request.tune:
@@ -76,7 +77,6 @@ class Execution:
     def plan(self) -> Plan:
         """Decides what the run does, and ingests the spans that its window lacks."""
         self._console.progress("loading TensorFlow and TFX")
-        preload(self._project.config.beam, NODES)
         from graftline.components.trainer.devices import take_gpus
         from graftline.pipeline.store import clean_after_kill, connection, open_store
 

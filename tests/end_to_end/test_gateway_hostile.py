@@ -159,6 +159,7 @@ def test_clients_that_go_away_leave_nothing_behind(door):
             client.sendall(HEAD + b"Content-Length: 1000\r\n\r\nabc")
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     until(lambda: door.metric("graftline_gateway_in_flight") == 0, "the end of all requests")
+    assert door.classify(image()).status == 200
 
 
 def test_more_requests_at_once_than_there_is_room_for_are_refused_at_once(door):

@@ -123,6 +123,8 @@ def test_an_answer_that_is_not_taken_is_not_kept(server):
 
         until(connected, "the connection")
         until(lambda: not connected(), "its end")
+    status, _ = server.raw("POST", "/v1/models/default:predict", b'{"instances": [2]}')
+    assert status == 200
 
 
 @pytest.mark.parametrize("begun", [b"", b"POST", HEAD, HEAD + b"X: y"])

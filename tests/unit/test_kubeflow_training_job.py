@@ -73,9 +73,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_pods_are_valid_by_the_schemas_of_kubernetes():
-    for replicas in MANIFEST["spec"]["tfReplicaSpecs"].values():
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}}
-        kubernetes_validate.validate({**pod, **replicas["template"]}, "1.30", strict=True)
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}}
+    templates = [one["template"] for one in MANIFEST["spec"]["tfReplicaSpecs"].values()]
+    for template in templates:
+        kubernetes_validate.validate({**pod, **template}, "1.30", strict=True)
+    odd = {**templates[0], "spec": {**templates[0]["spec"], "nodeSelectr": {}}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate({**pod, **odd}, "1.30", strict=True)
 
 
 def test_a_chief_and_the_other_workers_get_what_the_trainer_gets():
