@@ -33,6 +33,7 @@ _KNOBS = {
     "drop": "lower drop.max_pixels",
     TRAINER: "lower trainer.batch_size or image.size",
 }
+_UP_OF_EPOCH = 1 / 3
 _CLUSTER = "let a cluster run the Beam stages (beam.runner)"
 
 
@@ -198,7 +199,11 @@ class _Forecast:
             (
                 float(p.train),
                 max(
-                    0.0, p.nodes[TRAINER][0] - t.features_seconds - sum(f.seconds for f in t.phases)
+                    0.0,
+                    p.nodes[TRAINER][0]
+                    - t.features_seconds
+                    - t.derived_seconds
+                    - sum(f.seconds for f in t.phases),
                 ),
             )
             for p, t in zip(runs, trainings, strict=True)
@@ -208,6 +213,8 @@ class _Forecast:
         made = [(t.features_computed, t.features_seconds) for t in trainings if t.features_computed]
         if made:
             total += fit(made, "features").at(self._to_compute(trainings))
+        if self._starts_trained:
+            total += self._derived(runs)
         for phase in phases:
             past_phases = _like(phase, runs)
             if not past_phases:
@@ -226,17 +233,40 @@ class _Forecast:
             total += Estimate(usual.value, max(usual.error, range_of / 2))
         return total
 
+    @property
+    def _starts_trained(self) -> bool:
+        """Whether the backbone that training starts with is not the one of the stored features."""
+        return self._project.config.trainer.warm_start and self._past[0].trained_backbone
+
     def _to_compute(self, trainings: Sequence[TrainingRecord]) -> float:
-        """Images that go through what does not train: new ones, or all where that has changed."""
-        if self._project.config.trainer.warm_start and self._past[0].trained_backbone:
-            self._notes.append(
-                "The version that trainer.warm_start begins with has a backbone of its own, so "
-                "that features are computed for the whole window, once: a phase that trains the "
-                "head alone leaves them as they are."
-            )
+        """Images that go through all that does not train: new ones, or all where that has changed.
+
+        Where an upper part of it has changed, stored activations take the place of images.
+        """
+        if self._starts_trained and not self._past[0].stored_activations:
             return self._window(_SPLITS_TRAINED)
         most = max(t.features_computed / max(1, t.train_images + t.eval_images) for t in trainings)
         return self._images * self._share(_SPLITS_TRAINED) * max(1.0, most)
+
+    def _derived(self, runs: Sequence[PastRun]) -> Estimate:
+        """Seconds for the features of the whole window, from activations where they are stored."""
+        self._notes.append(
+            "The version that trainer.warm_start begins with has a backbone of its own, so "
+            "that features are computed for the whole window, once: a phase that trains the "
+            "head alone leaves them as they are."
+        )
+        if not self._past[0].stored_activations:
+            return Estimate(0.0)
+        trainings = [past.training for past in runs if past.training]
+        known = [(t.features_derived, t.derived_seconds) for t in trainings if t.features_derived]
+        # Without one: an epoch of training goes the same way up, and then down for the gradients.
+        known = known or [
+            (t.train_images * len(phase.epochs), phase.seconds * _UP_OF_EPOCH)
+            for past, t in zip(runs, trainings, strict=True)
+            for phase in t.phases
+            if phase.name not in past.head_alone
+        ]
+        return fit(known).at(self._window(_SPLITS_TRAINED)) if known else Estimate(0.0)
 
     def _features(self) -> float:
         """Bytes of stored features that come on top, up to the bound."""

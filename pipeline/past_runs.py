@@ -36,6 +36,8 @@ class PastRun(msgspec.Struct, frozen=True, kw_only=True):
         head_alone: names of its phases that trained the head alone.
         cluster: whether it ran on a cluster, and not on this machine.
         trained_backbone: whether the weights that it exported are its own also below the head.
+        stored_activations: whether a phase has stored what lies below the upper part that it
+            trained.
     """
 
     nodes: dict[str, tuple[float, int]]
@@ -48,6 +50,7 @@ class PastRun(msgspec.Struct, frozen=True, kw_only=True):
     head_alone: frozenset[str]
     cluster: bool
     trained_backbone: bool
+    stored_activations: bool
 
 
 def past_runs(project: Project) -> Iterator[PastRun]:
@@ -81,7 +84,17 @@ def past_runs(project: Project) -> Iterator[PastRun]:
             head_alone=frozenset(_head_alone(run)),
             trained_backbone=run.training is not None
             and run.training.exported.phase not in set(_head_alone(run)),
+            stored_activations=_stores_activations(run),
         )
+
+
+def _stores_activations(run: ComparedRun) -> bool:
+    head_alone = set(_head_alone(run))
+    return bool(run.configuration.get("trainer.feature_store_gb")) and any(
+        phase.name not in head_alone
+        and run.configuration.get(f"trainer.phases.{phase.name}.fraction") != 1.0
+        for phase in (run.training.phases if run.training else ())
+    )
 
 
 def _head_alone(run: ComparedRun) -> Iterator[str]:

@@ -33,7 +33,7 @@ class State:
         phases: those that are done.
         epochs: those of the phase under way.
         best: the best epoch of all.
-        features_computed, features_seconds: as in the record.
+        features_computed, features_seconds, features_derived, derived_seconds: as in the record.
         weights: of the whole network, in the order of its models.
         best_weights: of the best epoch.
         optimizer: the state of the phase's optimiser.
@@ -44,6 +44,8 @@ class State:
     best: Best | None = None
     features_computed: int = 0
     features_seconds: float = 0.0
+    features_derived: int = 0
+    derived_seconds: float = 0.0
     weights: list[np.ndarray] = field(default_factory=list)
     best_weights: list[np.ndarray] = field(default_factory=list)
     optimizer: list[np.ndarray] = field(default_factory=list)
@@ -56,6 +58,8 @@ _TOLD: dict[str, Any] = {
     "best": Best | None,
     "features_computed": int,
     "features_seconds": float,
+    "features_derived": int,
+    "derived_seconds": float,
 }
 
 

@@ -39,7 +39,11 @@ class Cut:
     @property
     def name(self) -> str:
         """What the stored values are called."""
-        return f"below_{self.blocks}_blocks"
+        return _below(self.blocks)
+
+
+def _below(blocks: int) -> str:
+    return f"below_{blocks}_blocks"
 
 
 def cut_for_phases(
@@ -94,3 +98,18 @@ def still_valid(cuts: Sequence[Cut], trained: int) -> dict[str, Any]:
             tensors[one.name] = one.stored
         trained = max(trained, one.blocks)
     return tensors
+
+
+def boundaries(backbone: tf_keras.Model, name: str, fewest: int) -> dict[str, Any]:
+    """Tensors at which a cut may have been, by what it calls them, the uppermost first.
+
+    Args:
+        backbone: from images to features.
+        name: its name in the registry.
+        fewest: blocks above the uppermost of them.
+    """
+    return {
+        _below(blocks): tensor
+        for blocks, tensor in enumerate(build.block_inputs(backbone, name), start=1)
+        if blocks >= fewest
+    }

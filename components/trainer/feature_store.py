@@ -226,6 +226,11 @@ def made_by(folder: Path) -> dict[str, Any]:
         return {}
 
 
+def outputs_in(root: Path) -> set[str]:
+    """The names of what the stores of a folder hold, of whatever network."""
+    return {made_by(folder).get("output", "") for folder in root.glob("*")}
+
+
 def keep_within(root: Path, most_bytes: float, wanted: Path) -> None:
     """Removes the stores that were not used for longest until the others take no more than that.
 

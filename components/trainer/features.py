@@ -26,7 +26,12 @@ from graftline.components.trainer.backbones.scaling import Scaling
 from graftline.components.trainer.balance import Balance
 from graftline.components.trainer.config import AugmentationConfig
 from graftline.components.trainer.devices import Hardware
-from graftline.components.trainer.feature_store import FeatureStore, describe, keep_within
+from graftline.components.trainer.feature_store import (
+    FeatureStore,
+    describe,
+    keep_within,
+    outputs_in,
+)
 from graftline.components.trainer.inputs import Images
 
 _PROGRESS_EVERY = 2.0  # seconds
@@ -120,7 +125,7 @@ class FeatureFolder:
         """
         wanted = int(np.prod(shape)) * 4 * most
         made = {**made_by, "code": self.code}
-        name = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:32]
+        name = _name(made)
         folder = None if self.root is None or wanted > self.most_bytes else self.root / name
         if name not in self._opened:
             self._opened[name] = FeatureStore(folder, shape, self.scratch, self.writer)
@@ -130,6 +135,19 @@ class FeatureFolder:
             keep_within(folder.parent, self.most_bytes - wanted, folder)
         return self._opened[name]
 
+    def find(self, shape: tuple[int, ...], made_by: Mapping[str, Any]) -> FeatureStore | None:
+        """The store of what was made in a certain way, if there is one already; as `open`."""
+        name = _name({**made_by, "code": self.code})
+        if name not in self._opened:
+            if self.root is None or not (self.root / name).is_dir():
+                return None
+            self._opened[name] = FeatureStore(self.root / name, shape, self.scratch, self.writer)
+        return self._opened[name]
+
+    def outputs(self) -> set[str]:
+        """What is stored of any network, by name."""
+        return outputs_in(self.root) if self.root else set()
+
     def close(self) -> None:
         """Closes all that were opened; those that are not kept vanish."""
         for store in self._opened.values():
@@ -137,8 +155,37 @@ class FeatureFolder:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What had to be computed.
+
+    Attributes:
+        images: how many went through the network from the image on, each view for itself.
+        derived: how many from stored activations on.
+        seconds: wall clock of the latter.
+    """
+
+    images: int = 0
+    derived: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.images + other.images,
+            self.derived + other.derived,
+            self.seconds + other.seconds,
+        )
+
+
+def _name(made_by: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
 class FeatureComputer:
     """Finds features, or computes those that are not there.
+
+    Where the activations of a lower block are stored, as they are after a training of the blocks
+    above it, features are computed from them in place of the image.
 
     Attributes:
         folder: where they are kept.
@@ -158,21 +205,24 @@ class FeatureComputer:
         self,
         image: Any,
         outputs: Mapping[str, Any],
+        below: Mapping[str, Any],
         made_by: Mapping[str, Any],
         images: Images,
         varied: bool,
-    ) -> tuple[dict[str, Features], int]:
+    ) -> tuple[dict[str, Features], Work]:
         """The features of some images.
 
         Args:
             image: the input of the network.
             outputs: its tensors that are wanted, by name.
+            below: tensors from each of which all of those follow, by name, the uppermost first; may
+                be one of them.
             made_by: what the network is, as plain data; its weights are added.
             images: the images.
             varied: whether each is seen in several views.
 
         Returns:
-            Features by output, and how many images went through the network.
+            Features by output, and what had to be computed.
 
         Raises:
             UserError: the disk is full.
@@ -180,19 +230,34 @@ class FeatureComputer:
         views: list[int | None] = [None]
         if varied and self.augmentation.varies:
             views = list(range(self.augmentation.views))
-        stores: dict[str, list[FeatureStore]] = {}
-        for name, tensor in outputs.items():
-            part = tf_keras.Model(image, tensor)
-            made = {**made_by, "output": name, "weights": weights_digest(part)}
-            shape = tuple(tensor.shape[1:])
-            stores[name] = [
-                self.folder.open(shape, {**made, "view": self._described(view)}, len(images))
+        made = {
+            name: {**made_by, "output": name, "weights": weights_digest(tf_keras.Model(image, one))}
+            for name, one in {**below, **outputs}.items()
+        }
+        stores: dict[str, list[FeatureStore]] = {
+            name: [
+                self.folder.open(
+                    tuple(tensor.shape[1:]),
+                    {**made[name], "view": self._described(view)},
+                    len(images),
+                )
                 for view in views
             ]
-        computed = 0
+            for name, tensor in outputs.items()
+        }
+        work = Work()
         for number, view in enumerate(views):
             of_view = {name: stores[name][number] for name in outputs}
-            computed += self._complete(image, outputs, of_view, images, view)
+            lower = {
+                name: store
+                for name, tensor in below.items()
+                if (
+                    store := self.folder.find(
+                        tuple(tensor.shape[1:]), {**made[name], "view": self._described(view)}
+                    )
+                )
+            }
+            work += self._complete(image, {**below, **outputs}, of_view, lower, images, view)
         features = {
             name: Features(
                 of_output,
@@ -201,7 +266,7 @@ class FeatureComputer:
             )
             for name, of_output in stores.items()
         }
-        return features, computed
+        return features, work
 
     def _described(self, view: int | None) -> dict[str, Any] | None:
         """What makes a view, as plain data."""
@@ -213,38 +278,76 @@ class FeatureComputer:
     def _complete(
         self,
         image: Any,
-        outputs: Mapping[str, Any],
+        tensors: Mapping[str, Any],
         stores: Mapping[str, FeatureStore],
+        below: Mapping[str, FeatureStore],
         images: Images,
         view: int | None,
-    ) -> int:
-        """Computes one view of the images that a store lacks; returns how many."""
+    ) -> Work:
+        """Computes one view of the images that a store lacks."""
         lacking: dict[str, Any] = {}
         wanted = np.zeros(len(images), bool)
         for name, store in stores.items():
-            damaged = store.forget_damaged(images.ids)
-            if damaged:
-                report(f"{damaged} stored features were damaged and are computed anew")
+            _forget_damaged(store, images.ids)
             unknown = store.find(images.ids) < 0
             if unknown.any():
-                lacking[name] = outputs[name]
+                lacking[name] = tensors[name]
                 wanted |= unknown
         if not lacking:
-            return 0
-        ids = images.ids[wanted]
-        show = progress("computing features", len(ids))
-        augmenter = None if view is None else Augmenter(self.augmentation, self.scaling)
-        batches = images.batches(
-            self.batch_size, wanted=wanted, augmenter=augmenter, view=view or 0
-        )
+            return Work()
+        derived, started = 0, time.monotonic()
+        show = progress("computing features", int(wanted.sum()))
+        for name, store in _fullest(below, images.ids[wanted]).items():
+            _forget_damaged(store, images.ids[wanted])
+            positions = store.find(images.ids)
+            known = wanted & (positions >= 0)
+            above = {output: tensor for output, tensor in lacking.items() if output != name}
+            rows = Features([store], positions[None, known], images.labels[known])
+            batches = rows.batches(self.batch_size, None)
+            self._append(tensors[name], above, stores, images.ids[known], batches, show)
+            wanted &= ~known
+            derived = int(known.sum())
+        seconds = time.monotonic() - started
+        if wanted.any():
+            augmenter = None if view is None else Augmenter(self.augmentation, self.scaling)
+            batches = images.batches(
+                self.batch_size, wanted=wanted, augmenter=augmenter, view=view or 0
+            )
+            self._append(image, lacking, stores, images.ids[wanted], batches, show)
+        return Work(int(wanted.sum()), derived, seconds)
+
+    def _append(
+        self,
+        start: Any,
+        outputs: Mapping[str, Any],
+        stores: Mapping[str, FeatureStore],
+        ids: np.ndarray,
+        batches: tf.data.Dataset,
+        show: Callable[[int], None],
+    ) -> None:
+        """Stores what follows from the values of a tensor, which come in the order of the ids."""
         done = 0
-        for results in infer(tf_keras.Model(image, lacking), batches, self.hardware):
+        for results in infer(tf_keras.Model(start, dict(outputs)), batches, self.hardware):
             count = len(next(iter(results.values())))
             for name, rows in results.items():
                 stores[name].append(ids[done : done + count], rows)
             done += count
             show(count)
-        return done
+
+
+def _forget_damaged(store: FeatureStore, ids: np.ndarray) -> None:
+    damaged = store.forget_damaged(ids)
+    if damaged:
+        report(f"{damaged} stored features were damaged and are computed anew")
+
+
+def _fullest(stores: Mapping[str, FeatureStore], ids: np.ndarray) -> dict[str, FeatureStore]:
+    """The one that has most of some images, the first of several; none where none has any."""
+    counts = {name: int(np.sum(store.find(ids) >= 0)) for name, store in stores.items()}
+    if not any(counts.values()):
+        return {}
+    name = max(counts, key=lambda one: counts[one])
+    return {name: stores[name]}
 
 
 def infer(

@@ -72,6 +72,9 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True):
         features_computed: how many images went through what does not train, each view for itself;
             those of earlier runs are not computed again.
         features_seconds: wall clock of that, decoding included.
+        features_derived: of how many features were computed from stored activations, in place of
+            the image: the blocks above had been trained since.
+        derived_seconds: wall clock of that.
         phases: in order.
         exported: where the exported weights come from.
         seconds: wall clock of the whole training, export included.
@@ -92,6 +95,8 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True):
     warm_start: bool
     features_computed: int
     features_seconds: float
+    features_derived: int = 0
+    derived_seconds: float = 0.0
     phases: tuple[Phase, ...]
     exported: Best
     seconds: float

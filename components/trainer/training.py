@@ -32,10 +32,10 @@ from graftline.components.trainer.balance import Balance, class_weights
 from graftline.components.trainer.board import write_embedding
 from graftline.components.trainer.checkpoint import Checkpoints, State, set_weights
 from graftline.components.trainer.config import AugmentationConfig, ImageConfig, TrainerConfig
-from graftline.components.trainer.cuts import Cut, cut_for_phases, still_valid
+from graftline.components.trainer.cuts import Cut, boundaries, cut_for_phases, still_valid
 from graftline.components.trainer.devices import Hardware
 from graftline.components.trainer.export import export
-from graftline.components.trainer.features import FeatureComputer, FeatureFolder, Features
+from graftline.components.trainer.features import FeatureComputer, FeatureFolder, Features, Work
 from graftline.components.trainer.inputs import Images
 from graftline.components.trainer.network import join, make_head, pooled
 from graftline.components.trainer.objective import to_train_on
@@ -149,6 +149,8 @@ class Training:
             warm_start=warm,
             features_computed=state.features_computed,
             features_seconds=state.features_seconds,
+            features_derived=state.features_derived,
+            derived_seconds=state.derived_seconds,
             phases=tuple(state.phases),
             exported=state.best,
             seconds=time.monotonic() - started,
@@ -275,9 +277,12 @@ class Training:
             if one.stored is not None and (trained > one.blocks or one.name not in features):
                 started = time.monotonic()
                 stored = still_valid(cuts[number:], trained) or {one.name: one.stored}
-                features, computed = self._features(backbone, stored)
-                state.features_computed += computed
-                state.features_seconds += time.monotonic() - started
+                deepest = max(cut.blocks for cut in cuts if cut.name in stored)
+                features, work = self._features(backbone, stored, deepest)
+                state.features_computed += work.images
+                state.features_seconds += time.monotonic() - started - work.seconds
+                state.features_derived += work.derived
+                state.derived_seconds += work.seconds
             backbone.trainable = True
             if one.lower is not None:
                 one.lower.trainable = False
@@ -299,9 +304,15 @@ class Training:
             )
 
     def _features(
-        self, backbone: tf_keras.Model, stored: Mapping[str, Any]
-    ) -> tuple[dict[str, tuple[Features, Features]], int]:
-        """Features of the train and the eval split by name, and how many had to be computed."""
+        self, backbone: tf_keras.Model, stored: Mapping[str, Any], deepest: int
+    ) -> tuple[dict[str, tuple[Features, Features]], Work]:
+        """Features of the train and the eval split by name, and what had to be computed.
+
+        Args:
+            backbone: from images to features.
+            stored: the tensors whose values are wanted.
+            deepest: how many blocks lie above all of them.
+        """
         config = self.config
         computer = FeatureComputer(
             self.features, self.hardware, self._batch, config.augmentation, self._scaling
@@ -313,12 +324,18 @@ class Training:
             "pooling": config.head.pooling,
             "precision": self.hardware.precision,
         }
+        kept = self.features.outputs()
+        below = {
+            name: tensor
+            for name, tensor in boundaries(backbone, config.backbone, deepest).items()
+            if name in kept
+        }
         of_split = [
-            computer.compute(backbone.input, stored, made_by, images, varied)
+            computer.compute(backbone.input, stored, below, made_by, images, varied)
             for images, varied in ((self._own, True), (self.evaluation, False))
         ]
-        (train, computed), (evaluation, more) = of_split
-        return {name: (train[name], evaluation[name]) for name in stored}, computed + more
+        (train, work), (evaluation, more) = of_split
+        return {name: (train[name], evaluation[name]) for name in stored}, work + more
 
     def _examples(
         self, one: Cut, features: tuple[Features, Features] | None, epoch: int

@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import tf_keras
 
@@ -169,6 +170,12 @@ def upper_blocks(model: tf_keras.Model, name: str, fraction: float, blocks: int)
     return blocks or (max(1, round(fraction * count)) if fraction else 0)
 
 
+def block_inputs(model: tf_keras.Model, name: str) -> list[Any]:
+    """The tensors between the blocks of a backbone, at which `split` can cut it, from the top."""
+    starts = block_starts(model, find(name))
+    return [model.get_layer(start).input for start in reversed(starts[1:])]
+
+
 def split(
     model: tf_keras.Model, name: str, blocks: int
 ) -> tuple[tf_keras.Model | None, tf_keras.Model]:
@@ -183,8 +190,8 @@ def split(
         The lower part, from images to activations (None where the upper part is all of it), and
         the upper part, from activations to features.
     """
-    starts = block_starts(model, find(name))
-    if blocks >= len(starts):
+    inputs = block_inputs(model, name)
+    if blocks > len(inputs):
         return None, model
-    tensor = model.get_layer(starts[-blocks]).input
+    tensor = inputs[blocks - 1]
     return tf_keras.Model(model.input, tensor), tf_keras.Model(tensor, model.output)

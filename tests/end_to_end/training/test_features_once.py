@@ -43,6 +43,61 @@ def test_features_of_other_code_or_other_weights_are_not_taken(train, tmp_path):
     assert record.features_computed == 60
 
 
+HEAD = [{"name": "head", "epochs": 1, "rate": 0.02}]
+
+
+def test_after_a_fine_tuned_version_features_follow_from_the_activations_that_are_stored(
+    train, tmp_path, spans
+):
+    kept = tmp_path / "features"
+    train(tmp_path / "1", {"train": spans["train"][:1]}, kept, phases=PHASES)
+    version = tmp_path / "1" / "Format-Serving"
+    record = train(tmp_path / "2", None, kept, start_from=version, phases=HEAD)
+    assert record.warm_start
+    assert (record.features_derived, record.features_computed) == (30 + 12, 18)
+    afresh = train(tmp_path / "3", None, start_from=version, phases=HEAD)
+    assert (afresh.features_derived, afresh.features_computed) == (0, 60)
+    assert record.phases[0].epochs[0].loss == pytest.approx(
+        afresh.phases[0].epochs[0].loss, rel=1e-4
+    )
+    again = train(tmp_path / "4", None, kept, start_from=version, phases=HEAD)
+    assert (again.features_derived, again.features_computed) == (0, 0)
+
+
+def test_so_do_the_views_of_training_images(train, tmp_path):
+    kept, varied = tmp_path / "features", {"views": 2, "flip": "horizontal", "rotation": 20}
+    train(tmp_path / "1", None, kept, phases=PHASES, augmentation=varied)
+    version = tmp_path / "1" / "Format-Serving"
+    record = train(
+        tmp_path / "2", None, kept, start_from=version, phases=PHASES, augmentation=varied
+    )
+    assert (record.features_derived, record.features_computed) == (48 * 2 + 12, 0)
+
+
+def test_activations_that_are_damaged_are_computed_anew_from_their_image(train, tmp_path):
+    kept = tmp_path / "features"
+    train(tmp_path / "1", None, kept, phases=PHASES)
+    version = tmp_path / "1" / "Format-Serving"
+    for rows in kept.glob("*/0.rows"):
+        damaged = bytearray(rows.read_bytes())
+        damaged[len(damaged) // 2] ^= 1
+        rows.write_bytes(damaged)
+    record = train(tmp_path / "2", None, kept, start_from=version, phases=HEAD)
+    assert 0 < record.features_computed <= 2
+    assert record.features_derived + record.features_computed == 60
+
+
+def test_below_a_block_that_has_trained_activations_of_the_network_before_are_not_taken(
+    train, tmp_path
+):
+    kept = tmp_path / "features"
+    whole = [{"name": "whole", "epochs": 1, "rate": 1e-2, "fraction": 1.0}]
+    train(tmp_path / "1", None, kept, phases=[*PHASES, *whole])
+    version = tmp_path / "1" / "Format-Serving"
+    record = train(tmp_path / "2", None, kept, start_from=version, phases=HEAD)
+    assert (record.features_derived, record.features_computed) == (0, 60)
+
+
 def test_damaged_features_are_found_and_computed_anew(train, tmp_path):
     kept = tmp_path / "features"
     expected = train(tmp_path / "1", None, kept, phases=PHASES).phases[-1].epochs[-1].loss
