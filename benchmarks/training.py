@@ -128,7 +128,7 @@ def print_precision(project: str, name: str, kept: str, batch_size: str) -> None
     import tensorflow as tf
     import tf_keras
 
-    from graftline.components.trainer.backbones import build
+    from graftline.components.trainer.backbones import build, registry
     from graftline.components.trainer.config import PhaseConfig, TrainerConfig
     from graftline.components.trainer.devices import Hardware
     from graftline.components.trainer.features import infer
@@ -141,7 +141,7 @@ def print_precision(project: str, name: str, kept: str, batch_size: str) -> None
     size = int(batch_size)
     config = TrainerConfig(
         backbone=name,
-        weights="imagenet",
+        weights=registry.find(name).weights[0],
         phases=(phase,),
         batch_size=size,
         precision=number,
@@ -241,10 +241,10 @@ def print_rates(project: str, images: str, weights: str) -> None:
             registry.find("mobilenet_v2").scaling,
         )
         _, computed = computer.compute(
-            backbone.input, {"features": backbone.output}, {}, train, varied=False
+            backbone.input, {"features": backbone.output}, {}, {}, train, varied=False
         )
         store.close()
-        return computed
+        return computed.images
 
     def bare() -> int:
         batches = tf.data.Dataset.from_tensors((batch, label)).repeat(len(train) // _BATCH)

@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import msgspec
+import pandas as pd
 import pytest
+import tensorflow_data_validation as tfdv
 from tfx.proto.orchestration import pipeline_pb2
 
+from graftline.components.data_gate.summary import summarize
 from graftline.components.ingest.spans import SPLITS, SUMMARY, Summary
 from graftline.components.trainer.config import TrainerConfig
 from graftline.pipeline.config import Config
@@ -83,3 +86,28 @@ def test_the_digest_of_the_code_does_not_depend_on_what_has_been_imported():
         for before in ("", "import setuptools, pkg_resources")
     ]
     assert said[0] == said[1] != ""
+
+
+def options_of_statistics(project: Project, classes: list[str]) -> tfdv.StatsOptions:
+    curated.write(curated.build(classes), project.schema)
+    ir = compile_pipeline(project, PLAN)
+    [node] = [n.pipeline_node for n in ir.nodes if n.pipeline_node.node_info.id == "StatisticsGen"]
+    value = node.parameters.parameters["stats_options_json"].field_value.string_value
+    return tfdv.StatsOptions.from_json(value)
+
+
+def test_of_a_thousand_classes_every_one_is_counted_exactly_by_the_sketch(project):
+    classes = [f"class {number}" for number in range(1000)]
+    options = options_of_statistics(project, classes)
+    assert options.use_sketch_based_topk_uniques
+    labels = [name for number, name in enumerate(classes) for _ in range(1 + number % 13)]
+    frame = pd.DataFrame({curated.LABEL: labels}).sample(frac=1, random_state=0)
+    found = tfdv.generate_statistics_from_dataframe(frame, options)
+    assert summarize(1, 1, found.datasets).classes == {
+        name: 1 + number % 13 for number, name in enumerate(classes)
+    }
+
+
+def test_more_classes_are_counted_in_tables_of_all_values(project):
+    options = options_of_statistics(project, [f"class {number}" for number in range(1001)])
+    assert not options.use_sketch_based_topk_uniques

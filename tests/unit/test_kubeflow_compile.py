@@ -20,6 +20,9 @@ from graftline.serving.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 SDK = ROOT / ".venv-kfp" / "bin" / "python"
 
+# For whoever wants to read one, or to give it to a cluster.
+KEPT = ROOT / "build" / "kubeflow.yaml"
+
 IMAGE = "kubeflow.image=registry.example/graftline:1.0"
 ON_MARIADB = "kubeflow.metadata.host=metadata-db"
 NODES = {
@@ -37,9 +40,14 @@ def make_project(folder: Path, *overrides: str) -> Project:
 
 def compiled(folder: Path, *overrides: str) -> tuple[Any, Any]:
     """Both documents of a package."""
+    output = folder / "package.yaml"
+    return written(folder, output, *overrides)
+
+
+def written(folder: Path, output: Path, *overrides: str) -> tuple[Any, Any]:
+    """The same of one that is written to a certain file."""
     if not SDK.is_file():
         pytest.skip("there is no .venv-kfp: make kubeflow-environment")
-    output = folder / "package.yaml"
     compiling.compile_package(make_project(folder, IMAGE, *overrides), output)
     spec, platform = yaml.safe_load_all(output.read_text())
     return spec, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
@@ -63,8 +71,9 @@ def container(spec: Any, name: str) -> Any:
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    return compiled(
+    return written(
         tmp_path_factory.mktemp("package"),
+        KEPT,
         ON_MARIADB,
         "kubeflow.defaults={cpu: 500m, memory: 2Gi, retries: 3, retry_seconds: 7}",
         "kubeflow.steps.Trainer={memory: 16G, cpu_limit: '8', accelerator: nvidia.com/gpu, "
