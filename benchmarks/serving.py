@@ -271,6 +271,8 @@ def throughput(
     (folder / "batching").write_text(_BATCHING)
     # A request keeps its thread while it waits for its batch.
     threads = ("--grpc_max_threads=64", "--rest_api_num_threads=64")
+    # As many batches as cores are run at once: TensorFlow need not divide each of them again.
+    threads = (*threads, "--tensorflow_intra_op_parallelism=1")
     batching = ("--enable_batching", f"--batching_parameters_file={folder / 'batching'}", *threads)
     results: dict[str, Any] = {}
     for count in counts:

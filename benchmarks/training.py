@@ -131,7 +131,7 @@ def print_precision(project: str, name: str, kept: str, batch_size: str) -> None
     from graftline.components.trainer.backbones import build, registry
     from graftline.components.trainer.config import PhaseConfig, TrainerConfig
     from graftline.components.trainer.devices import Hardware
-    from graftline.components.trainer.features import infer
+    from graftline.components.trainer.feature_computer import infer
     from graftline.components.trainer.network import join, make_head, pooled
     from graftline.components.trainer.objective import make_loss, make_optimizer, to_train_on
 
@@ -205,7 +205,8 @@ def print_rates(project: str, images: str, weights: str) -> None:
     from graftline.components.trainer.backbones import build, registry
     from graftline.components.trainer.config import AugmentationConfig, TrainerConfig
     from graftline.components.trainer.devices import Hardware
-    from graftline.components.trainer.features import FeatureComputer, FeatureFolder, infer
+    from graftline.components.trainer.feature_computer import FeatureComputer, infer
+    from graftline.components.trainer.features import FeatureFolder
     from graftline.components.trainer.inputs import FEATURES, IMAGE, LABEL
     from graftline.components.trainer.network import pooled
     from graftline.pipeline.beam.config import BeamConfig

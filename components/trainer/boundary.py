@@ -15,7 +15,7 @@ import numpy as np
 import tf_keras
 
 from graftline.components.trainer.devices import Hardware
-from graftline.components.trainer.features import infer
+from graftline.components.trainer.feature_computer import infer
 from graftline.components.trainer.inputs import Images
 
 # Batches that are timed, after one that warms up.

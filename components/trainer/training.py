@@ -35,7 +35,8 @@ from graftline.components.trainer.config import AugmentationConfig, ImageConfig,
 from graftline.components.trainer.cuts import Cut, boundaries, cut_for_phases, still_valid
 from graftline.components.trainer.devices import Hardware
 from graftline.components.trainer.export import export
-from graftline.components.trainer.features import FeatureComputer, FeatureFolder, Features, Work
+from graftline.components.trainer.feature_computer import FeatureComputer, Work
+from graftline.components.trainer.features import FeatureFolder, Features
 from graftline.components.trainer.inputs import Images
 from graftline.components.trainer.network import join, make_head, pooled
 from graftline.components.trainer.objective import to_train_on

@@ -233,8 +233,9 @@ import tf_keras
 from graftline.components.trainer.checkpoint import State
 from graftline.components.trainer.config import PhaseConfig, TrainerConfig
 from graftline.components.trainer.devices import Hardware
+from graftline.components.trainer.feature_computer import infer
 from graftline.components.trainer.feature_store import FeatureStore
-from graftline.components.trainer.features import Features, infer
+from graftline.components.trainer.features import Features
 from graftline.components.trainer.objective import to_train_on
 from graftline.components.trainer.phases import run_phase
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
