@@ -212,6 +212,31 @@ class BasePath:
             withdrawn = tuple(sorted({v.number for v in above}))
             return self.record("rolled back", to, reason, withdrawn)
 
+    def undo_rollback(self, event: Event, restored: bool) -> None:
+        """Takes a rollback back: all is where it was before, damaged versions, too.
+
+        Args:
+            event: of the rollback.
+            restored: whether it restored the version that it went to.
+
+        Raises:
+            UserError: a folder cannot be moved.
+        """
+        with self._changing("Cannot undo the rollback"):
+            versions = self.versions()
+            # Descending, so that a server goes back in one step.
+            back = [v for v in reversed(versions) if v.number in event.withdrawn]
+            gone = [v for v in versions if restored and v.number == event.version]
+            self._move(
+                [(v.path, self.root) for v in back if v.state == "withdrawn"]
+                + [(v.path, self._withdrawn) for v in gone if v.state != "withdrawn"]
+            )
+            why = "the rollback was undone"
+            for number in event.withdrawn:
+                self.record("restored", number, why)
+            if restored:
+                self.record("withdrawn", event.version, why, withdrawn=(event.version,))
+
     def verify(self, number: int | None = None) -> dict[int, list[Problem]]:
         """Recomputes the hashes of one version, or of all, withdrawn ones included.
 

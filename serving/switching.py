@@ -206,21 +206,24 @@ class Switchboard:
                 if restored:
                     self._base_path.withdraw(target, "the rollback was undone")
                 raise
-            event = self._base_path.rollback(target, reason)
+            try:
+                event = self._base_path.rollback(target, reason)
+            except UserError as late:  # callers are answered by the target already
+                event, warning = None, " ".join(filter(None, [warning, f"Done, but: {late}"]))
             if event is None and after != before:
                 event = self._base_path.record("rolled back", target, reason)
             return Switched(event, self._servers.addresses, warning)
 
     def _rollback_by_base_path(self, to: int | None, reason: str) -> Switched:
         """For servers that follow the newest version."""
+        withdrawn = {v.number for v in self._base_path.versions() if v.state == "withdrawn"}
         event = self._base_path.rollback(to, reason)
         if event is None:
             return Switched(None)
         try:
             self._await(_answers_with(event.version), f"version {event.version} alone")
         except BaseException:
-            for number in event.withdrawn:
-                self._base_path.restore(number, "the rollback was undone")
+            self._base_path.undo_rollback(event, event.version in withdrawn)
             raise
         return Switched(event, self._servers.addresses)
 

@@ -45,6 +45,8 @@ from graftline.serving.image_check import Limits
 CLASSIFY = "/v1/classify"
 _JSON = "application/json"
 _NO_LABEL, _REFUSED = "latest", "none"
+# Reasons of what the HTTP server refuses, by status.
+_UNSEEN = {400: "not-http", 503: "too-many-connections"}
 _LOOK_SECONDS = 0.5
 _READY_SECONDS = 1.0
 # Of a refused request's body, that the client may hear why; more is cut off.
@@ -87,6 +89,29 @@ class Gateway:
         self._ready: asyncio.Task[bool] | None = None
         self._ready_until = 0.0
         self.stopping = False
+
+    def refused_unseen(self, address: str, method: str, path: str, status: int) -> None:
+        """Counts and logs what the HTTP server has refused by itself.
+
+        Args:
+            address: from which it came.
+            method: of HTTP; empty where it was none.
+            path: without the query.
+            status: of the answer, 400 or 503.
+        """
+        reason = _UNSEEN[status]
+        self.metrics.refusals.labels(reason).inc()
+        self._audit.refused(
+            Entry(
+                request_id="",
+                address=address,
+                caller=None,
+                method=method,
+                path=path,
+                status=status,
+                reason=reason,
+            )
+        )
 
     def application(self) -> Door:
         """The ASGI application."""

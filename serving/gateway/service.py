@@ -19,7 +19,7 @@ from graftline.serving.server.status import Failure
 
 # Longer than load balancers keep a connection that is not used, so that it is they who close it.
 _KEEP_ALIVE_SECONDS = 75
-_MOST_CONNECTIONS = 4096
+MOST_CONNECTIONS = 4096
 
 _log = logging.getLogger(__name__)
 
@@ -61,8 +61,9 @@ def run(
         gateway.application(),
         read_seconds=config.read_seconds,
         grace_seconds=config.grace_seconds,
+        refused=gateway.refused_unseen,
         lifespan="on",
-        limit_concurrency=_MOST_CONNECTIONS,
+        limit_concurrency=MOST_CONNECTIONS,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         **_proxies(config),
         **_tls(config),

@@ -7,6 +7,7 @@ import contextlib
 import resource
 import socket
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
@@ -16,13 +17,21 @@ from graftline.serving.server.status import Code, Failure
 
 _BACKLOG = 2048
 _LONGEST_HEAD = 512 << 10
+# Address of the client, method, path, status.
+Refused = Callable[[str, str, str, int], None]
 
 
 class HttpServer:
     """Serves an ASGI application on a port, in a thread with an event loop of its own."""
 
     def __init__(
-        self, application: Any, *, read_seconds: float, grace_seconds: float, **settings: Any
+        self,
+        application: Any,
+        *,
+        read_seconds: float,
+        grace_seconds: float,
+        refused: Refused = lambda *_: None,
+        **settings: Any,
     ) -> None:
         """Takes what it serves; `start` opens the port.
 
@@ -31,10 +40,16 @@ class HttpServer:
             read_seconds: in which the head of a request must have arrived, an answer have been
                 taken, the next request on the same connection have begun.
             grace_seconds: in which `stop` lets begun requests finish.
+            refused: told of each request that the application does not see: 400, what is no HTTP,
+                or 503, more than `limit_concurrency`.
             settings: others of uvicorn's.
         """
         usual = {
-            "http": type("_Timed", (_Protocol,), {"read_seconds": read_seconds}),
+            "http": type(
+                "_Own",
+                (_Protocol,),
+                {"read_seconds": read_seconds, "refused": staticmethod(refused)},
+            ),
             "loop": "asyncio",
             "ws": "none",
             "lifespan": "off",
@@ -94,10 +109,11 @@ def raise_file_limit() -> None:
 class _Protocol(HttpToolsProtocol):
     """Ends connections of clients that send a head too slowly or without end, or take no answer.
 
-    Without this uvicorn would keep them.
+    Without this uvicorn would keep them. And it tells of what uvicorn refuses by itself.
     """
 
     read_seconds: float
+    refused: Refused
     _timer: asyncio.TimerHandle | None = None
     _head_bytes = 0
 
@@ -119,7 +135,16 @@ class _Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._stop_timer()
+        # As uvicorn is about to decide.
+        limit = self.limit_concurrency
+        crowded = limit is not None and max(len(self.connections), len(self.tasks)) >= limit
         super().on_headers_complete()
+        if crowded:
+            self._tell(503)
+
+    def send_400_response(self, msg: str) -> None:
+        super().send_400_response(msg)
+        self._tell(400)
 
     def timeout_keep_alive_handler(self) -> None:
         if self.transport.get_write_buffer_size():
@@ -130,6 +155,11 @@ class _Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
+
+    def _tell(self, status: int) -> None:
+        scope: dict[str, Any] = dict(self.scope or {})
+        address = self.client[0] if self.client else ""
+        self.refused(address, scope.get("method", ""), scope.get("path", ""), status)
 
     def _expect_head(self) -> None:
         if self._timer is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from commands import Command
+from commands import Command, graftline
+from commands import answer as read
 from graftline.serving import traffic
 from graftline.serving.base_path import BasePath
 from graftline.serving.config import ServingConfig
@@ -186,6 +188,53 @@ def test_what_one_server_does_not_follow_is_undone_on_all(server, base_path, tmp
     assert base_path.in_service() == 2
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda board: board.canary(3, 10),
+        lambda board: board.unpin(),
+        lambda board: board.rollback(1),
+        lambda board: board.rollback(4),
+    ],
+    ids=["canary", "unpin", "rollback", "rollback to a withdrawn version"],
+)
+def test_whatever_the_change_it_is_undone_where_a_server_does_not_follow(
+    server, base_path, trained, change
+):
+    publish(base_path, trained, 4)
+    base_path.withdraw(4)
+    switchboard(base_path, server).promote(2)
+    before = base_path.versions(), traffic.read(base_path.root)
+    address = f"http://127.0.0.1:{server.rest_port}"
+    config = ServingConfig(servers=(address, "http://127.0.0.1:1"), wait_seconds=3)
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:1 cannot be reached"):
+        change(Switchboard(base_path, config))
+    assert ModelsConfig(base_path.root).read() == Choice((2,), {"stable": 2})
+    assert (base_path.versions(), traffic.read(base_path.root)) == before
+    server.until_states({2: "AVAILABLE", 3: "END"}, "flowers")
+    assert answer(server, "flowers/labels/stable") == 2
+
+
+def test_going_back_by_the_base_path_is_undone_also_where_the_version_left_is_damaged(base_path):
+    with (base_path.folder(3) / "saved_model.pb").open("ab") as file:
+        file.write(b"damage")
+    before = base_path.versions()
+    assert base_path.verify(3)[3]
+    config = ServingConfig(servers=("http://127.0.0.1:1",), wait_seconds=0.3)
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:1 cannot be reached"):
+        Switchboard(base_path, config).rollback()
+    assert base_path.versions() == before
+
+
+def test_undone_a_rollback_withdraws_the_version_that_it_had_restored(base_path):
+    base_path.withdraw(3)
+    before = base_path.versions()
+    config = ServingConfig(servers=("http://127.0.0.1:1",), wait_seconds=0.3)
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:1 cannot be reached"):
+        Switchboard(base_path, config).rollback(3)
+    assert base_path.versions() == before
+
+
 def test_every_server_behind_a_name_is_waited_for(server, base_path, tmp_path, monkeypatch):
     resolve = socket.getaddrinfo
 
@@ -275,6 +324,28 @@ def test_after_a_kill_in_the_middle_servers_answer_and_the_change_can_be_made(
         with load.while_it_changes(1):
             board.promote(1)
     assert not load.wrong
+
+
+def test_versions_tells_what_each_server_has_and_which_cannot_be_asked(
+    project, server, base_path, tmp_path
+):
+    switchboard(base_path, server).promote(2)
+    watching = f"--model_base_path={base_path.root}"
+    with serving(tmp_path, watching, "--model_name=flowers", ports="rest") as deaf:
+        ports = (server.rest_port, deaf.rest_port, 1)
+        addresses = [f"http://127.0.0.1:{port}" for port in ports]
+        (project / "graftline.yaml").write_text(
+            f"model: {{name: flowers}}\nserving: {{servers: {json.dumps(addresses)}}}\n"
+        )
+        said = graftline(project, "versions")
+        data = read(project, "versions")
+    lines = [" ".join(line.split()) for line in said.splitlines()]
+    for beginning in ("2 in service stable 1 available, 1 -, 1 ?", "3 present 1 end, 1 available"):
+        assert any(line.startswith(beginning) for line in lines), said
+    assert f"{addresses[1]} does not serve version 2 (yet)." in lines
+    assert any(line.startswith(f"{addresses[2]} cannot be reached") for line in lines)
+    assert [one["versions"].get("2") for one in data["servers"]] == ["AVAILABLE", None, None]
+    assert [bool(one["failure"]) for one in data["servers"]] == [False, False, True]
 
 
 def test_of_two_who_promote_at_once_one_waits_or_is_told_to(project, server, base_path):

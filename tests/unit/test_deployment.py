@@ -89,6 +89,18 @@ def test_every_pod_is_confined(production):
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
 
 
+def test_a_pod_that_answers_is_probed_and_gets_no_requests_before_it_is_ready(production):
+    served = pods(production)
+    found = {
+        name: {probe for probe in served[name]["containers"][0] if probe.endswith("Probe")}
+        for name in ("tensorflow-serving", "gateway")
+    }
+    assert found == {
+        "tensorflow-serving": {"startupProbe", "readinessProbe", "livenessProbe"},
+        "gateway": {"readinessProbe", "livenessProbe"},
+    }
+
+
 def test_only_the_toolbox_may_write_to_the_base_path(production):
     writers = [
         name
