@@ -6,6 +6,7 @@ The steps that come find all of it in the run's folder.
 
 from __future__ import annotations
 
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,7 @@ def begin(
         found = planning.next_span(project, run_record.records(project.runs))
         if found is None:
             print("Nothing to do: there is no span that is complete and untrained.")
+            nothing_to_do(project.runs, kubeflow_run).touch()
             return "", NOTHING
         span = found.span
     request = Request(
@@ -161,8 +163,14 @@ def begin(
             f"Nothing to do: {record.target} was trained by {record.run_id} and published as "
             f"version {record.published_version}. With force=true it is trained again."
         )
+        nothing_to_do(project.runs, kubeflow_run).touch()
         return "", NOTHING
     return record.run_id, TRAIN
+
+
+def nothing_to_do(runs: Path, kubeflow_run: str) -> Path:
+    """The file that tells the last step that a run without a record is none that has failed."""
+    return runs / f".nothing-{urllib.parse.quote(kubeflow_run, safe='')}"
 
 
 def _unpack(project: Project, schema: str) -> None:

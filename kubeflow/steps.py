@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graftline.kubeflow.beginning import COMPILE_ANEW, PIPELINE_NAME
+from graftline.kubeflow.beginning import COMPILE_ANEW, PIPELINE_NAME, nothing_to_do
 from graftline.pipeline import outcome, retrain, run_record
-from graftline.pipeline.config import load_config
+from graftline.pipeline.config import FILE_NAME, load_config
 from graftline.pipeline.console import Console
 from graftline.pipeline.execution import candidate_gone
-from graftline.pipeline.notify.tell import tell_of_run
+from graftline.pipeline.notify.tell import tell_not_begun, tell_of_run
 from graftline.pipeline.plan import Plan
 from graftline.pipeline.project import Project
 from graftline.pipeline.run_record import NodeRecord, RunRecord
@@ -287,7 +287,19 @@ def end(project_folder: Path, runs: Path, kubeflow_run: str) -> None:
     """Tells how a run came out, here and to whom `notify` names; closes one that broke off."""
     record = next((r for r in run_record.records(runs) if r.cluster == kubeflow_run), None)
     if record is None:
-        print("No run was begun: there was nothing to do, or the step `begin` says why.")
+        mark = nothing_to_do(runs, kubeflow_run)
+        if mark.exists():
+            mark.unlink(missing_ok=True)
+            print("No run was begun, for there was nothing to do.")
+            return
+        print("No run was begun: the step `begin` says why.")
+        # That of the project: what this run was to be configured by, `begin` alone knew.
+        try:
+            config = load_config(project_folder / FILE_NAME)
+        except UserError as error:
+            print(f"Nobody was told: {error}")
+            return
+        tell_not_begun(Project(project_folder, config), kubeflow_run)
         return
     if record.state in (run_record.RUNNING, run_record.INTERRUPTED):
         with run_record.changing(runs, record.run_id) as record:

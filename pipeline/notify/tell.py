@@ -37,6 +37,25 @@ def tell_of_run(project: Project, record: RunRecord) -> None:
             stream.writelines(f"{line}\n" for line in said)
 
 
+def tell_not_begun(project: Project, kubeflow_run: str) -> None:
+    """Tells that the first step of a run on a cluster failed before there was a run.
+
+    Args:
+        project: the project.
+        kubeflow_run: id of the run on Kubeflow Pipelines.
+    """
+    model = project.config.model.name
+    page = project.config.kubeflow.api.run_page(kubeflow_run)
+    notice = Notice(
+        event="failed",
+        model=model,
+        title=f"{model}: a run on the cluster failed before it began",
+        details="The log of its step `begin` says why.",
+        links={"run on the cluster": page} if page else {},
+    )
+    _deliver(project, notice)
+
+
 def tell_rejected(project: Project, source: Path, why: str) -> None:
     """Tells that a drop cannot be taken in; never raises.
 

@@ -13,11 +13,12 @@ from graftline.components.ingest.spans import SUMMARY
 from graftline.kubeflow import beginning, node, steps
 from graftline.kubeflow.beginning import MadeFrom, Parameters
 from graftline.pipeline import retrain, run_record
-from graftline.pipeline.config import Config, to_tree, write_config
+from graftline.pipeline.config import FILE_NAME, Config, override, to_tree, write_config
 from graftline.pipeline.project import Project
 from graftline.pipeline.run_record import RunRecord
 from graftline.schemas import curated
 from graftline.serving.errors import UserError
+from webhooks import Webhook, webhook
 
 MADE_FROM = MadeFrom(graftline="1", configuration=to_tree(Config()), nodes=("Pusher",))
 
@@ -137,9 +138,33 @@ def test_a_run_that_broke_off_is_closed_by_the_last_step_and_says_so(project, ca
     assert next(run_record.records(project.runs)).state == run_record.INTERRUPTED
 
 
-def test_where_no_run_was_begun_the_last_step_says_so(project, capsys):
-    steps.end(project.root, project.runs, "another")
-    assert "No run was begun" in capsys.readouterr().out
+def test_where_there_was_nothing_to_do_the_last_step_says_so_and_tells_nobody(
+    project, schema, capsys
+):
+    with webhook() as hook:
+        notified_by(hook, project)
+        assert begin(project, schema) == "nothing"
+        steps.end(project.root, project.runs, "first")
+    assert "there was nothing to do" in capsys.readouterr().out
+    assert not hook.received
+    assert not list(project.runs.glob(".nothing-*"))
+
+
+def test_that_the_first_step_could_not_begin_a_run_is_told(project, schema, capsys):
+    with webhook() as hook:
+        notified_by(hook, project)
+        with pytest.raises(UserError):
+            begin(project, schema, overrides=("paths.runs=elsewhere",))
+        steps.end(project.root, project.runs, "first")
+    assert "No run was begun: the step `begin` says why" in capsys.readouterr().out
+    [told] = hook.received
+    assert told.notice["event"] == "failed"
+    assert "failed before it began" in told.notice["title"]
+
+
+def notified_by(hook: Webhook, project: Project) -> None:
+    config = override(project.config, [f"notify.webhook.url={hook.url}"])
+    write_config(config, project.root / FILE_NAME)
 
 
 def test_a_package_of_another_version_is_refused():
