@@ -75,6 +75,9 @@ class Cluster:
 def cluster(untrained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cluster")
     volume = folder / "volume"
+    configuration = untrained / "graftline.yaml"
+    # As by default, all three gates.
+    configuration.write_text(configuration.read_text().replace("probe: {enabled: false}\n", ""))
     shutil.copytree(untrained, volume / "project")
     package = folder / "package.yaml"
     with mariadb(folder / "mariadb") as database:
@@ -212,6 +215,19 @@ def test_a_person_lets_the_refused_candidate_pass_by_parameters_of_a_run_and_not
     assert "the old one is withdrawn anyway" in json.dumps(manifest(cluster.project, 3))
 
 
+def test_what_no_server_serves_in_time_is_not_published(cluster):
+    late = ["probe.max_latency_ms=0.001"]
+
+    run = cluster.run({"span": 2, "force": True, "overrides": json.dumps(late)})
+
+    assert run.state == "FAILED"
+    assert run.steps["ServingProbe"].codes == [0], "a gate's no is not retried"
+    assert "probe.max_latency_ms" in run.steps["refused"].output
+    assert run.states("Pusher") == ["SKIPPED"]
+    assert (cluster.record.state, cluster.record.refused_by) == ("refused", "probe")
+    assert cluster.versions == [1, 2, 3]
+
+
 def test_the_drop_that_came_meanwhile_is_next_and_refused_before_anything_is_trained(cluster):
     run = cluster.run()
 
@@ -228,6 +244,15 @@ def test_a_person_lets_a_span_pass_by_parameters_of_the_run(cluster):
     assert without_reason.state == "FAILED"
     assert "recorded with its reason" in without_reason.steps["begin"].output
 
+    any_model = ["model_gate.tolerance=1", "model_gate.min_accuracy=0"]
+    accepted = {"accept_anomalies": True, "reason": "a dark day"}
+    run = cluster.run({"span": 3, **accepted, "overrides": json.dumps(any_model)})
+
+    assert run.steps["DataGate"].codes == [0]
+    assert run.state == "SUCCEEDED", [step.output for step in run.steps.values()]
+    assert [entry.span for entry in cluster.record.window] == [1, 2, 3]
+    assert cluster.versions == [1, 2, 3, 4]
+
 
 def test_a_parameter_that_is_unknown_or_of_the_wrong_type_starts_nothing(cluster):
     with pytest.raises(RefusedRun, match="no parameter spam"):
@@ -237,7 +262,7 @@ def test_a_parameter_that_is_unknown_or_of_the_wrong_type_starts_nothing(cluster
     mistaken = cluster.run({"overrides": '["trainer.batch_sice=3"]'})
     assert (mistaken.state, mistaken.steps["begin"].codes) == ("FAILED", [2, 2, 2])
     assert "Did you mean batch_size" in mistaken.steps["begin"].output
-    other_steps = cluster.run({"span": 1, "force": True, "overrides": '["probe.enabled=true"]'})
+    other_steps = cluster.run({"span": 1, "force": True, "overrides": '["probe.enabled=false"]'})
     assert "ServingProbe" in other_steps.steps["begin"].output
 
 
