@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from deployment import DEPLOY, REPOSITORY, run, tool
-from images import ignored, stages
+from graftline.serving.gateway.config import GatewayConfig
+from images import Instruction, ignored, stages
 
 DOCKERFILE = REPOSITORY / "kubeflow" / "Dockerfile"
-DOCKERFILES = (DOCKERFILE, DEPLOY / "gateway" / "Dockerfile")
+GATEWAY = DEPLOY / "gateway" / "Dockerfile"
+DOCKERFILES = (DOCKERFILE, GATEWAY)
 # Stages that run, in contrast to those that build.
-IMAGES = ("training", "beam-worker", "notebook")
+IMAGES = (
+    (DOCKERFILE, "training"),
+    (DOCKERFILE, "beam-worker"),
+    (DOCKERFILE, "notebook"),
+    (GATEWAY, "last"),
+)
 
 
-def chain(name: str) -> list:
+def chain(dockerfile: Path, name: str) -> list[Instruction]:
     """The instructions of a stage and of those that it starts from."""
-    found = stages(DOCKERFILE)
+    found = stages(dockerfile)
     if name not in found:
         return []
     first, *others = found[name]
-    return [*chain(first.value.split()[0]), *others]
+    return [*chain(dockerfile, first.value.split()[0]), *others]
 
 
-def test_the_dockerfile_passes_its_linter():
-    done = run(tool("hadolint", "hadolint"), DOCKERFILE)
+@pytest.mark.parametrize("dockerfile", DOCKERFILES)
+def test_a_dockerfile_passes_its_linter(dockerfile):
+    done = run(tool("hadolint", "hadolint"), dockerfile)
     assert done.returncode == 0, done.stdout
 
 
@@ -39,15 +49,15 @@ def test_all_images_start_from_the_same_python_which_the_lock_file_is_for():
     assert re.fullmatch(r"3\.13\.\d+-slim-trixie", base)
 
 
-@pytest.mark.parametrize("name", IMAGES)
-def test_an_image_runs_as_a_numbered_user_without_root(name):
-    users = [one.value for one in chain(name) if one.name == "USER"]
+@pytest.mark.parametrize(("dockerfile", "name"), IMAGES)
+def test_an_image_runs_as_a_numbered_user_without_root(dockerfile, name):
+    users = [one.value for one in chain(dockerfile, name) if one.name == "USER"]
     assert users[-1] == "65532:65532"
 
 
-@pytest.mark.parametrize("name", IMAGES)
-def test_an_image_says_what_it_is_and_of_which_version(name):
-    labels = " ".join(one.value for one in chain(name) if one.name == "LABEL")
+@pytest.mark.parametrize(("dockerfile", "name"), IMAGES)
+def test_an_image_says_what_it_is_and_of_which_version(dockerfile, name):
+    labels = " ".join(one.value for one in chain(dockerfile, name) if one.name == "LABEL")
     said = dict(re.findall(r'org\.opencontainers\.image\.([a-z]+)="([^"]*)"', labels))
     [version] = re.findall(r'^version = "(.*)"', (REPOSITORY / "pyproject.toml").read_text(), re.M)
     assert said["version"] == version
@@ -56,8 +66,19 @@ def test_an_image_says_what_it_is_and_of_which_version(name):
 
 
 def test_what_answers_has_a_health_check_and_what_ends_has_none():
-    assert any(one.name == "HEALTHCHECK" for one in chain("notebook"))
-    assert not any(one.name == "HEALTHCHECK" for one in chain("training"))
+    assert any(one.name == "HEALTHCHECK" for one in chain(DOCKERFILE, "notebook"))
+    assert not any(one.name == "HEALTHCHECK" for one in chain(DOCKERFILE, "training"))
+
+
+def test_the_gateways_health_check_asks_its_port_with_what_the_image_has():
+    [check] = [one.value for one in chain(GATEWAY, "last") if one.name == "HEALTHCHECK"]
+    kind, _, command = check.partition(" ")
+    assert kind == "CMD"
+    python, option, code = json.loads(command)
+    assert (python, option) == ("python", "-c")
+    compile(code, "HEALTHCHECK", "exec")
+    assert f"'http://127.0.0.1:{GatewayConfig().port}/healthz'" in code
+    assert f"EXPOSE {GatewayConfig().port}\n" in GATEWAY.read_text()
 
 
 def test_no_secret_is_an_argument_or_a_variable():
