@@ -93,6 +93,20 @@ class PathsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         ),
     ] = "serving"
 
+    def __post_init__(self) -> None:
+        """Refuses addresses, which would become folders of that name.
+
+        Raises:
+            ValueError: with the path, and what to do.
+        """
+        for field in self.__struct_fields__:
+            path = getattr(self, field)
+            if "://" in path:
+                raise ValueError(
+                    f"{field} must be a folder or a file, not {path!r}: mount the bucket and name "
+                    'where it is mounted (docs/kubeflow.md, "The root in a bucket")'
+                )
+
 
 class WindowConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which spans a run trains on."""

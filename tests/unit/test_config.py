@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from graftline.pipeline.config import Config, load_config, to_tree, write_config
+from graftline.pipeline.config import Config, PathsConfig, load_config, to_tree, write_config
 from graftline.serving.errors import UserError
 
 
@@ -126,3 +126,15 @@ def test_an_override_of_a_value_as_if_it_were_a_section_is_refused(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         load_config(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize("name", PathsConfig.__struct_fields__)
+def test_a_path_is_no_address_of_a_bucket_which_has_to_be_mounted(tmp_path, name):
+    mounted = load(tmp_path, "", f"paths.{name}=/artifacts/gs:x")
+    assert getattr(mounted.paths, name) == "/artifacts/gs:x"
+    with pytest.raises(UserError) as refused:
+        load(tmp_path, "", f"paths.{name}=gs://bucket/x")
+    for part in ("paths", name, "'gs://bucket/x'", "mount the bucket", "docs/kubeflow.md"):
+        assert part in str(refused.value)
+    with pytest.raises(UserError, match="mount the bucket"):
+        load(tmp_path, f"paths: {{{name}: 's3://bucket/x'}}")
