@@ -21,6 +21,7 @@ from graftline.pipeline.kubeflow_config import (
     USER_VARIABLE,
     KubeflowConfig,
 )
+from graftline.pipeline.notify import config as notify
 
 # The oldest version of Kubernetes in which all of it is stable, and a new one.
 KUBERNETES = ("1.28", "1.34")
@@ -436,3 +437,18 @@ def test_beside_kubeflow_itself_nothing_binds_the_whole_namespace(standalone):
     assert not kinds & {"Namespace", "ResourceQuota", "LimitRange"}
     for policy in named(standalone, "NetworkPolicy").values():
         assert policy["spec"]["podSelector"].get("matchLabels")
+
+
+def test_who_watches_gets_the_secrets_of_notices_and_starts_without_them():
+    path = MANIFESTS / "components/watch/watch.yaml"
+    [found] = yaml.safe_load(path.read_text())["spec"]["template"]["spec"]["containers"]
+    secrets = {
+        name: variable["valueFrom"]["secretKeyRef"]
+        for name, variable in variables(found).items()
+        if "valueFrom" in variable
+    }
+    # What pipeline/notify/config.py says that it reads.
+    read = set(re.findall(r"GRAFTLINE_(?:WEBHOOK|SMTP)_[A-Z]+", str(notify.__doc__)))
+    assert set(secrets) == read and len(read) == 3
+    for name, secret in secrets.items():
+        assert secret == {"name": "graftline-notify", "key": name, "optional": True}

@@ -214,3 +214,35 @@ def test_the_patterns_of_changed_files_match_code_and_configuration():
         assert matches(name)
     assert not matches("docs/drops.md")
     assert shutil.which("bash")
+
+
+@pytest.mark.parametrize(
+    ("user", "sudo", "installs"), [(0, False, True), (1000, True, True), (1000, False, False)]
+)
+def test_ci_installs_its_tools_as_root_or_where_sudo_asks_for_no_password(
+    tmp_path, user, sudo, installs
+):
+    said = tmp_path / "said"
+    scripts = {
+        "bin/id": f"echo {user}",
+        "bin/sudo": f'echo sudo >>{said}; shift; {"exec" if sudo else "false"} "$@"',
+        "bin/apt-get": f'echo "apt-get $1 as $DEBIAN_FRONTEND" >>{said}',
+        "bin/dpkg": "exit 1",
+        "bin/make": "exit 0",
+        "requirements/debian13.sh": "exit 1",
+    }
+    for name, script in scripts.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{script}\n")
+        path.chmod(0o755)
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    done = subprocess.run([tmp_path / ".ci" / "run"], env={"PATH": path}, check=False)
+    assert done.returncode == 0
+    lines = said.read_text().splitlines() if said.exists() else []
+    assert ("sudo" in lines) == (user != 0)
+    update = ["apt-get update as noninteractive"]
+    install = ["apt-get install as noninteractive"] * 2
+    assert [line for line in lines if line != "sudo"] == (update + install if installs else [])
