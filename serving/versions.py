@@ -21,6 +21,7 @@ WITHDRAWN = "withdrawn"
 HIGHEST_NUMBER = (1 << 63) - 1
 # What absl::SimpleAtoi<int64> accepts: "007" and " +7 " are version 7, "7.tmp" and "٧" are none.
 _NUMBER = re.compile(r"[ \t\n\v\f\r]*([+-]?[0-9]+)[ \t\n\v\f\r]*", re.ASCII)
+_SHARD = re.compile(r"variables\.data-[0-9]{5}-of-([0-9]{5})", re.ASCII)
 
 
 class Version(msgspec.Struct, frozen=True):
@@ -46,6 +47,22 @@ class Version(msgspec.Struct, frozen=True):
 def loadable(folder: Path) -> bool:
     """Whether a server finds a SavedModel in a folder."""
     return (folder / SAVED_MODEL).is_file() or (folder / "saved_model.pbtxt").is_file()
+
+
+def half_copied(folder: Path) -> bool:
+    """Whether a SavedModel's `variables/` lacks its index or a shard, as while it is copied.
+
+    A SavedModel without variables has no such folder, or an empty one.
+    """
+    try:
+        names = {path.name for path in (folder / "variables").iterdir()}
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    shards = [match for match in map(_SHARD.fullmatch, names) if match]
+    needed = {
+        f"variables.data-{k:05}-of-{shard[1]}" for shard in shards for k in range(int(shard[1]))
+    }
+    return bool(names) and (not shards or not {"variables.index", *needed} <= names)
 
 
 def list_versions(root: Path) -> list[Version]:

@@ -1,8 +1,9 @@
 """Which versions of a model should be loaded: a look at its base path under its version policy.
 
 As `tensorflow_serving/sources/storage_path/file_system_storage_path_source.cc`, but for one thing:
-a numeric folder without a model in it is not taken, so a version that is still being copied, or was
-left half-copied, costs no load attempts and no version that serves.
+a numeric folder without a model in it, or whose variables lack their index or a shard by name, is
+not taken, so a version of which files are still to be copied, or were never copied, costs no load
+attempts and no version that serves. A file that is there in part is not noticed: loading it fails.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from graftline.serving.server.status import invalid
-from graftline.serving.versions import loadable, numeric_children
+from graftline.serving.versions import half_copied, loadable, numeric_children
 
 TFLITE_MODEL = "model.tflite"
 
@@ -72,7 +73,8 @@ class Source:
         return chosen
 
     def _complete(self, folder: Path) -> bool:
-        return loadable(folder) or (self._tflite and (folder / TFLITE_MODEL).is_file())
+        whole = loadable(folder) and not half_copied(folder)
+        return whole or (self._tflite and (folder / TFLITE_MODEL).is_file())
 
     def _choose(self, versions: dict[int, Path], odd: set[str]) -> dict[int, Path]:
         choice = self.policy.WhichOneof("policy_choice")

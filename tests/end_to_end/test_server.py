@@ -344,6 +344,39 @@ def test_metrics_have_the_real_servers_names(server):
     assert "made-up" not in text
 
 
+def test_every_metric_has_the_real_servers_name_and_an_example_is_counted(server):
+    def value(sample: str) -> float:
+        _, page = server.raw("GET", "/monitoring/prometheus/metrics")
+        lines = [line for line in page.decode().splitlines() if line.startswith(sample + " ")]
+        return float(lines[0].rpartition(" ")[2]) if lines else 0.0
+
+    counted = (
+        ':tensorflow:serving:request_example_counts_count{model="default"}',
+        ':tensorflow:serving:request_example_count_total{model="default"}',
+        ":tensorflow:serving:runtime_latency_count"
+        '{model_name="default",API="Classify",runtime="TF1"}',
+    )
+    before = [value(sample) for sample in counted]
+    request = classification_pb2.ClassificationRequest(input=example_input(2))
+    request.model_spec.name = "default"
+    request.model_spec.signature_name = "classify"
+    prediction(server).Classify(request)
+    assert [value(sample) for sample in counted] == [count + 1 for count in before]
+
+    _, page = server.raw("GET", "/monitoring/prometheus/metrics")
+    types = dict(line.split()[2:] for line in page.decode().splitlines() if line[:6] == "# TYPE")
+    assert types == {
+        ":tensorflow:serving:request_count": "counter",
+        ":tensorflow:serving:request_latency": "histogram",
+        ":tensorflow:serving:runtime_latency": "histogram",
+        ":tensorflow:serving:request_example_counts": "histogram",
+        ":tensorflow:serving:request_example_count_total": "counter",
+        ":tensorflow:serving:model_warmup_latency": "histogram",
+        ":tensorflow:serving:batching_session:queuing_latency": "histogram",
+        ":tensorflow:cc:saved_model:load_attempt_count": "counter",
+    }
+
+
 def test_the_log_says_where_it_listens(server):
     last = f"Exporting HTTP/REST API at:127.0.0.1:{server.rest_port} ..."
     until(lambda: last in server.output)

@@ -94,11 +94,36 @@ def test_of_two_equal_numbers_the_last_name_is_taken(tmp_path):
 
 def test_an_incomplete_version_is_not_taken_and_the_one_below_is(tmp_path):
     version(tmp_path, "1")
-    (tmp_path / "2" / "variables").mkdir(parents=True)
+    (tmp_path / "2").mkdir()
     (tmp_path / "3").touch()
     assert aspired(tmp_path) == {1: "1"}
     (tmp_path / "2" / "saved_model.pbtxt").touch()
     assert aspired(tmp_path) == {2: "2"}
+
+
+@pytest.mark.parametrize(
+    ("files", "whole"),
+    [
+        # Of a model without variables.
+        ([], True),
+        (["variables.index"], False),
+        (["variables.data-00000-of-00001"], False),
+        (["variables.index", "variables.data-00000-of-00001"], True),
+        (["variables.index", "variables.data-00001-of-00002"], False),
+        (["variables.index", "variables.data-00000-of-00002"], False),
+        (
+            ["variables.index", "variables.data-00000-of-00002", "variables.data-00001-of-00002"],
+            True,
+        ),
+    ],
+)
+def test_a_version_whose_variables_are_still_being_copied_is_not_taken(tmp_path, files, whole):
+    version(tmp_path, "1")
+    variables = version(tmp_path, "2") / "variables"
+    variables.mkdir()
+    for name in files:
+        (variables / name).touch()
+    assert aspired(tmp_path) == ({2: "2"} if whole else {1: "1"})
 
 
 def test_a_folder_with_only_a_tflite_model_is_a_version_where_that_is_preferred(tmp_path):
