@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from graftline.kubeflow import training_job
 from graftline.pipeline import planning, retrain, run_record
 from graftline.pipeline.config import FILE_NAME, override, parse_config, write_config
 from graftline.pipeline.execution import Execution, Request
@@ -127,6 +128,7 @@ def begin(
     config = override(
         parse_config(made_from.configuration, "the package's configuration"), asked.applied()
     )
+    training_job.refuse_workers(config)
     project = Project(project_folder, config)
     if project.runs != runs:
         raise UserError(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from graftline.kubeflow import training_job
 from graftline.kubeflow.beginning import MadeFrom
 from graftline.kubeflow.steps import GATES
 from graftline.pipeline.config import to_tree
@@ -32,7 +33,8 @@ from graftline.serving.errors import UserError
 PYTHON_VARIABLE = "GRAFTLINE_KFP_PYTHON"
 # Steps beside the nodes.
 OTHER_STEPS = ("begin", "refused", "end")
-# One argument of a command may be no longer on Linux.
+# One argument of a command may have 128 KiB on Linux, and the backend hands a container's whole
+# description, as JSON, to a program of its own in one: what else is in it has the rest.
 _LONGEST = 120_000
 
 
@@ -117,6 +119,7 @@ def make_graph(project: Project) -> Graph:
         UserError: as `compile_package`.
     """
     config = project.config.kubeflow
+    training_job.refuse_workers(project.config)
     curated.read(project.schema)
     schema = project.schema.read_text("utf-8")
     nodes = _nodes(project, in_turn=not config.metadata.host)
@@ -132,11 +135,12 @@ def make_graph(project: Project) -> Graph:
         nodes=tuple(node.id for node in nodes),
     )
     package = msgspec.json.encode(made_from).decode()
-    if max(len(schema.encode()), len(package.encode())) > _LONGEST:
+    sizes = [len(msgspec.json.encode(text)) for text in (schema, package)]
+    if sum(sizes) > _LONGEST:
         raise UserError(
             f"Schema and configuration are handed to the first step in its arguments, which hold "
-            f"{_LONGEST} bytes each: {project.schema} has {len(schema.encode())}, the "
-            f"configuration {len(package.encode())}."
+            f"{_LONGEST} bytes together, as JSON: {project.schema} has {sizes[0]}, the "
+            f"configuration {sizes[1]}."
         )
     remote = Project(Path(config.project), project.config)
     _refuse_lost_folders(remote)

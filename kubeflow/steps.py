@@ -151,11 +151,7 @@ class _Step:
         from graftline.pipeline import launch, store
 
         config = self._project.config
-        if config.trainer.workers > 1:
-            raise UserError(
-                "kubeflow.training_pods and trainer.workers cannot both be more than 1: every pod "
-                "is one worker."
-            )
+        training_job.refuse_workers(config)
         name = training_job.job_name(config.model.name, self._record.run_id, self._record.cluster)
         chief, worker = (
             training_job.arguments(

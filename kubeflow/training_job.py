@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from graftline.kubeflow.kubernetes_api import KubernetesApi, NotThere, Unanswered
+from graftline.pipeline.config import Config
 from graftline.pipeline.kubeflow_config import KubeflowConfig, StepConfig
 from graftline.serving.errors import UserError
 
@@ -195,6 +196,19 @@ class TrainingJob:
                 return
             time.sleep(_POLL)
         raise RuntimeError(f"The TFJob {self._name} of an earlier try is still there.")
+
+
+def refuse_workers(config: Config) -> None:
+    """Refuses several workers in each of several pods.
+
+    Raises:
+        UserError: that is what is configured.
+    """
+    if config.kubeflow.training_pods > 1 and config.trainer.workers > 1:
+        raise UserError(
+            "kubeflow.training_pods and trainer.workers cannot both be more than 1: every pod is "
+            "one worker."
+        )
 
 
 def job_name(model: str, run_id: str, kubeflow_run: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import subprocess
@@ -229,5 +230,32 @@ def test_a_folder_on_no_volume_is_refused_and_one_on_a_second_volume_is_not(tmp_
 def test_a_schema_too_long_for_an_argument_is_refused(tmp_path):
     project = make_project(tmp_path, IMAGE)
     curated.write(curated.build([f"class {number:06d}" for number in range(9_000)]), project.schema)
-    with pytest.raises(UserError, match="hold 120000 bytes"):
+    with pytest.raises(UserError, match="hold 120000 bytes together"):
         compiling.make_graph(project)
+
+
+def test_schema_and_configuration_share_the_argument(tmp_path):
+    classes = [f"class {number:06d}" for number in range(2_500)]
+    project = make_project(tmp_path, IMAGE)
+    curated.write(curated.build(classes), project.schema)
+    assert compiling.make_graph(project)
+    long = f"kubeflow.secrets=[{', '.join(secret(number) for number in range(900))}]"
+    for classes_too, refused in ((classes, True), (["a", "b"], False)):
+        project = make_project(tmp_path, IMAGE, long)
+        curated.write(curated.build(classes_too), project.schema)
+        with pytest.raises(UserError, match="together") if refused else contextlib.nullcontext():
+            compiling.make_graph(project)
+
+
+def secret(number: int) -> str:
+    return f"{{name: secret-{number:04d}, env: {{V{number}: password}}}}"
+
+
+def test_pods_of_which_each_has_workers_are_refused_at_once(tmp_path):
+    for workers in (1, 2):
+        project = make_project(
+            tmp_path, IMAGE, "kubeflow.training_pods=2", f"trainer.workers={workers}"
+        )
+        refusal = pytest.raises(UserError, match="cannot both be more than 1")
+        with refusal if workers > 1 else contextlib.nullcontext():
+            compiling.make_graph(project)
