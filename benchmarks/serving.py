@@ -269,11 +269,15 @@ def throughput(
 ) -> dict[str, Any]:
     """Rates of every way for every number of clients."""
     (folder / "batching").write_text(_BATCHING)
-    # A request keeps its thread while it waits for its batch.
-    threads = ("--grpc_max_threads=64", "--rest_api_num_threads=64")
-    # As many batches as cores are run at once: TensorFlow need not divide each of them again.
-    threads = (*threads, "--tensorflow_intra_op_parallelism=1")
-    batching = ("--enable_batching", f"--batching_parameters_file={folder / 'batching'}", *threads)
+    batching = (
+        "--enable_batching",
+        f"--batching_parameters_file={folder / 'batching'}",
+        # A request keeps its thread while it waits for its batch.
+        "--grpc_max_threads=64",
+        "--rest_api_num_threads=64",
+        # As many batches as cores are run at once: TensorFlow need not divide each of them again.
+        "--tensorflow_intra_op_parallelism=1",
+    )
     results: dict[str, Any] = {}
     for count in counts:
         found: dict[str, list[Rate]] = {}

@@ -212,30 +212,29 @@ class BasePath:
             withdrawn = tuple(sorted({v.number for v in above}))
             return self.record("rolled back", to, reason, withdrawn)
 
-    def undo_rollback(self, event: Event, restored: bool) -> None:
-        """Takes a rollback back: all is where it was before, damaged versions, too.
+    def undo_rollback(self, before: Sequence[Version]) -> None:
+        """Puts every folder back to where it was before a rollback, damaged ones, too.
 
         Args:
-            event: of the rollback.
-            restored: whether it restored the version that it went to.
+            before: all versions as they were.
 
         Raises:
             UserError: a folder cannot be moved.
         """
         with self._changing("Cannot undo the rollback"):
-            versions = self.versions()
+            moved = [v for v in before if not v.path.exists()]
+            restored = [v for v in moved if v.state == "withdrawn"]
             # Descending, so that a server goes back in one step.
-            back = [v for v in reversed(versions) if v.number in event.withdrawn]
-            gone = [v for v in versions if restored and v.number == event.version]
+            left = [v for v in reversed(moved) if v.state != "withdrawn"]
             self._move(
-                [(v.path, self.root) for v in back if v.state == "withdrawn"]
-                + [(v.path, self._withdrawn) for v in gone if v.state != "withdrawn"]
+                [(self._withdrawn / v.path.name, self.root) for v in left]
+                + [(self.root / v.path.name, self._withdrawn) for v in restored]
             )
             why = "the rollback was undone"
-            for number in event.withdrawn:
+            for number in sorted({v.number for v in left}):
                 self.record("restored", number, why)
-            if restored:
-                self.record("withdrawn", event.version, why, withdrawn=(event.version,))
+            for number in sorted({v.number for v in restored}):
+                self.record("withdrawn", number, why, withdrawn=(number,))
 
     def verify(self, number: int | None = None) -> dict[int, list[Problem]]:
         """Recomputes the hashes of one version, or of all, withdrawn ones included.

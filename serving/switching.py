@@ -208,7 +208,10 @@ class Switchboard:
                 raise
             try:
                 event = self._base_path.rollback(target, reason)
-            except UserError as late:  # callers are answered by the target already
+            except UserError as late:
+                if after == before:
+                    raise
+                # Callers are answered by the target already.
                 event, warning = None, " ".join(filter(None, [warning, f"Done, but: {late}"]))
             if event is None and after != before:
                 event = self._base_path.record("rolled back", target, reason)
@@ -216,14 +219,14 @@ class Switchboard:
 
     def _rollback_by_base_path(self, to: int | None, reason: str) -> Switched:
         """For servers that follow the newest version."""
-        withdrawn = {v.number for v in self._base_path.versions() if v.state == "withdrawn"}
+        before = self._base_path.versions()
         event = self._base_path.rollback(to, reason)
         if event is None:
             return Switched(None)
         try:
             self._await(_answers_with(event.version), f"version {event.version} alone")
         except BaseException:
-            self._base_path.undo_rollback(event, event.version in withdrawn)
+            self._base_path.undo_rollback(before)
             raise
         return Switched(event, self._servers.addresses)
 

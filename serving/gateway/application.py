@@ -99,9 +99,7 @@ class Gateway:
             path: without the query.
             status: of the answer, 400 or 503.
         """
-        reason = _UNSEEN[status]
-        self.metrics.refusals.labels(reason).inc()
-        self._audit.refused(
+        self._note(
             Entry(
                 request_id="",
                 address=address,
@@ -109,9 +107,13 @@ class Gateway:
                 method=method,
                 path=path,
                 status=status,
-                reason=reason,
+                reason=_UNSEEN[status],
             )
         )
+
+    def _note(self, entry: Entry) -> None:
+        self.metrics.refusals.labels(entry.reason).inc()
+        self._audit.refused(entry)
 
     def application(self) -> Door:
         """The ASGI application."""
@@ -250,11 +252,10 @@ class Gateway:
 
     def _record(self, request: Request, refusal: Refusal) -> None:
         state = request.state
-        self.metrics.refusals.labels(refusal.reason).inc()
         if request.scope["path"] == CLASSIFY:
             label = getattr(state, "label", _REFUSED) or _NO_LABEL
             self.metrics.requests.labels(str(refusal.status), label).inc()
-        self._audit.refused(
+        self._note(
             Entry(
                 request_id=state.request_id,
                 address=_address(request),

@@ -184,6 +184,17 @@ assert tf.keras.layers.Layer is tf_keras.layers.Layer
     assert ended.returncode == 0
 
 
+def test_the_client_decides_nothing_about_its_users_keras() -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
+    command = """
+import os
+import graftline.serving.client.client
+assert "TF_USE_LEGACY_KERAS" not in os.environ
+"""
+    ended = subprocess.run([sys.executable, "-c", command], env=environment, check=False)
+    assert ended.returncode == 0
+
+
 @pytest.mark.parametrize("name", LOCKS)
 def test_a_lock_file_holds_pinned_versions_and_no_address(name: str) -> None:
     lines = (ROOT / "requirements" / f"{name}.lock").read_text().splitlines()
