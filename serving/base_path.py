@@ -32,11 +32,10 @@ from graftline.serving.history import Change, Event
 from graftline.serving.manifest import Manifest, Problem
 from graftline.serving.versions import (
     HIGHEST_NUMBER,
-    SAVED_MODEL,
     WITHDRAWN,
     Version,
     list_versions,
-    loadable,
+    missing_file,
 )
 
 # A change is a few renames; a publisher copies a model, and the next one waits for it.
@@ -126,8 +125,11 @@ class BasePath:
             UserError: there is no SavedModel, or the base path cannot be written. Then no version
                 and no half-written folder is left behind.
         """
-        if not loadable(saved_model):
-            raise UserError(f"There is no SavedModel to publish in {saved_model}.")
+        missing = missing_file(saved_model)
+        if missing:
+            raise UserError(
+                f"There is no SavedModel to publish in {saved_model}: {missing} is missing."
+            )
         with (
             explained(f"Cannot publish a version in {self.root}"),
             locked(self._staging / "publish.lock", _PUBLISH_TIMEOUT_SECONDS),
@@ -317,10 +319,11 @@ class BasePath:
     def _require_sound(self, chosen: Sequence[Version]) -> None:
         """Refuses to put a version in service that is not what was published."""
         for version in chosen:
-            if not loadable(version.path):
+            missing = missing_file(version.path)
+            if missing:
                 raise UserError(
-                    f"Version {version.number} is incomplete: {version.path} holds no "
-                    f"{SAVED_MODEL}. Choose another version, or copy this one there whole."
+                    f"Version {version.number} is incomplete: {version.path} lacks {missing}. "
+                    "Choose another version, or copy this one there whole."
                 )
             problems = self._problems(version)
             if problems == [_NO_MANIFEST] and self._publication(version.number) is None:
@@ -334,11 +337,10 @@ class BasePath:
                 )
 
     def _problems(self, version: Version) -> list[Problem]:
-        if not loadable(version.path):
-            return [Problem(SAVED_MODEL, "missing")]
         path = version.path / manifest.FILE_NAME
         if not path.is_file():
-            return [_NO_MANIFEST]
+            missing = missing_file(version.path)
+            return [Problem(missing, "missing")] if missing else [_NO_MANIFEST]
         recorded = version.manifest
         if recorded is None:
             return [Problem(manifest.FILE_NAME, "unreadable")]

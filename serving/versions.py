@@ -30,7 +30,8 @@ class Version(msgspec.Struct, frozen=True):
     Attributes:
         number: its number.
         state: `in service`, `present` (a server may be asked for it), `withdrawn`, or `incomplete`
-            (a numeric name without a SavedModel, which another program or a person put there).
+            (a numeric name without a whole SavedModel, which another program or a person put
+            there or is still copying).
         path: its folder.
     """
 
@@ -45,24 +46,27 @@ class Version(msgspec.Struct, frozen=True):
 
 
 def loadable(folder: Path) -> bool:
-    """Whether a server finds a SavedModel in a folder."""
-    return (folder / SAVED_MODEL).is_file() or (folder / "saved_model.pbtxt").is_file()
+    """Whether a server finds a SavedModel in a folder, and no file of it is missing by name."""
+    return not missing_file(folder)
 
 
-def half_copied(folder: Path) -> bool:
-    """Whether a SavedModel's `variables/` lacks its index or a shard, as while it is copied.
+def missing_file(folder: Path) -> str:
+    """A file that a SavedModel cannot do without and that its folder lacks; empty: it has them all.
 
-    A SavedModel without variables has no such folder, or an empty one.
+    Variables consist of an index and of shards, whose names tell how many there are; a SavedModel
+    without variables has no such folder, or an empty one.
     """
+    if not any((folder / name).is_file() for name in (SAVED_MODEL, "saved_model.pbtxt")):
+        return SAVED_MODEL
     try:
         names = {path.name for path in (folder / "variables").iterdir()}
     except (FileNotFoundError, NotADirectoryError):
-        return False
-    shards = [match for match in map(_SHARD.fullmatch, names) if match]
-    needed = {
-        f"variables.data-{k:05}-of-{shard[1]}" for shard in shards for k in range(int(shard[1]))
-    }
-    return bool(names) and (not shards or not {"variables.index", *needed} <= names)
+        return ""
+    if not names:
+        return ""
+    totals = {match[1] for match in map(_SHARD.fullmatch, names) if match} or {"00001"}
+    needed = {f"variables.data-{k:05}-of-{total}" for total in totals for k in range(int(total))}
+    return next((f"variables/{name}" for name in sorted({"variables.index", *needed} - names)), "")
 
 
 def list_versions(root: Path) -> list[Version]:

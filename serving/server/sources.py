@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from graftline.serving.server.status import invalid
-from graftline.serving.versions import half_copied, loadable, numeric_children
+from graftline.serving.versions import loadable, numeric_children
 
 TFLITE_MODEL = "model.tflite"
 
@@ -73,8 +73,7 @@ class Source:
         return chosen
 
     def _complete(self, folder: Path) -> bool:
-        whole = loadable(folder) and not half_copied(folder)
-        return whole or (self._tflite and (folder / TFLITE_MODEL).is_file())
+        return loadable(folder) or (self._tflite and (folder / TFLITE_MODEL).is_file())
 
     def _choose(self, versions: dict[int, Path], odd: set[str]) -> dict[int, Path]:
         choice = self.policy.WhichOneof("policy_choice")

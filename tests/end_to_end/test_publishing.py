@@ -67,8 +67,10 @@ def go(process: subprocess.Popen) -> None:
 def saved_model(folder: Path, files: int = 3) -> Path:
     (folder / "variables").mkdir(parents=True)
     (folder / "saved_model.pb").write_bytes(b"graph")
+    (folder / "variables" / "variables.index").write_bytes(b"index")
     for shard in range(files):
-        (folder / "variables" / f"variables.data-{shard:05}").write_bytes(random.randbytes(50_000))
+        name = f"variables.data-{shard:05}-of-{files:05}"
+        (folder / "variables" / name).write_bytes(random.randbytes(50_000))
     return folder
 
 

@@ -21,6 +21,7 @@ MANIFEST = Manifest(model="flowers", model_id="a")
 def saved_model(folder: Path, size: int = 5) -> Path:
     (folder / "variables").mkdir(parents=True)
     (folder / "saved_model.pb").write_bytes(b"graph")
+    (folder / "variables" / "variables.index").write_bytes(b"index")
     (folder / "variables" / "variables.data-00000-of-00001").write_bytes(b"x" * size)
     return folder
 

@@ -13,6 +13,8 @@ from graftline.components.verdict import Check, Verdict
 from graftline.serving.base_path import BasePath
 from graftline.serving.errors import UserError
 
+SHARD = "variables.data-00000-of-00001"
+
 
 class Node:
     """One execution of the Pusher on real artifacts in a folder."""
@@ -34,7 +36,8 @@ class Node:
         (saved_model / "variables").mkdir(parents=True, exist_ok=True)
         (saved_model / "assets.extra").mkdir(exist_ok=True)
         (saved_model / "saved_model.pb").write_bytes(b"graph")
-        (saved_model / "variables" / "variables.index").write_bytes(weights)
+        (saved_model / "variables" / "variables.index").write_bytes(b"index")
+        (saved_model / "variables" / SHARD).write_bytes(weights)
         (saved_model / "assets.extra" / "labels.txt").write_text("daisy\nred rose\n")
 
     def bless(self, blessed: bool) -> None:
@@ -75,7 +78,7 @@ def test_a_blessed_model_becomes_the_next_version(node):
     node.run()
     version = node.base_path.root / "1"
     assert node.base_path.in_service() == 1
-    assert (version / "variables" / "variables.index").read_bytes() == b"weights"
+    assert (version / "variables" / SHARD).read_bytes() == b"weights"
     assert node.base_path.verify() == {1: []}
 
 

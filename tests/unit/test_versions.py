@@ -23,6 +23,7 @@ def saved_model(folder: Path) -> Path:
     (folder / "variables").mkdir(parents=True)
     (folder / "saved_model.pb").write_bytes(b"graph")
     (folder / "variables" / "variables.index").write_bytes(b"index")
+    (folder / "variables" / "variables.data-00000-of-00001").write_bytes(b"weights")
     return folder
 
 
@@ -210,8 +211,23 @@ def test_a_version_whose_manifest_was_removed_is_not_put_in_service(base_path):
 def test_an_incomplete_version_is_not_put_in_service(base_path):
     (base_path.root / "2").rename(base_path.root / "2.partial")
     (base_path.root / "2").mkdir()
-    with pytest.raises(UserError, match="Version 2 is incomplete"):
+    with pytest.raises(UserError, match=r"Version 2 is incomplete: .* lacks saved_model.pb"):
         base_path.rollback(2)
+
+
+@pytest.mark.parametrize("name", ["variables.index", "variables.data-00000-of-00001"])
+def test_a_version_that_is_still_being_copied_is_incomplete_whatever_file_is_to_come(
+    base_path, tmp_path, name
+):
+    copied = saved_model(base_path.root / "4") / "variables" / name
+    copied.rename(tmp_path / name)
+    assert states(base_path)[4] == "incomplete"
+    assert base_path.in_service() == 3
+    assert base_path.verify(4) == {4: [Problem(f"variables/{name}", "missing")]}
+    with pytest.raises(UserError, match=f"Version 4 is incomplete: .* lacks variables/{name}"):
+        base_path.require_servable(4)
+    (tmp_path / name).rename(copied)
+    assert states(base_path)[4] == "in service"
 
 
 def test_a_version_of_another_program_can_be_gone_back_to_but_does_not_verify(tmp_path):
