@@ -34,6 +34,8 @@ test-end-to-end: kubeflow-environment ## the tests that run whole pipelines and 
 	$(PYTEST) -m end_to_end
 
 test-kubeflow: kubeflow-environment ## the package for Kubeflow Pipelines, compiled and executed
+	@PATH="$$PATH:/usr/sbin" command -v mariadbd >/dev/null || \
+		{ echo "The package is executed on MariaDB: apt-get install mariadb-server" >&2; exit 2; }
 	GRAFTLINE_TEST_EXACT_COMMANDS=1 $(PYTEST) tests/unit/test_kubeflow_*.py \
 		tests/end_to_end/test_kubeflow*.py
 

@@ -26,6 +26,7 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
         parameters: of its runs.
         version: the version of the pipeline that it stays at; empty: always the newest.
         pipeline_id: whose version.
+        copied: the package that it keeps a copy of, as some backends before 2.5 do.
     """
 
     id: str
@@ -35,6 +36,7 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     parameters: dict[str, Any]
     version: str
     pipeline_id: str
+    copied: dict[str, Any] = {}
 
     @staticmethod
     def of(message: Message) -> Schedule:
@@ -42,16 +44,16 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
         reference = message.get("pipeline_version_reference") or {}
         trigger = message.get("trigger") or {}
         pinned = reference.get("pipeline_version_id") or message.get("pipeline_version_id") or ""
-        if not pinned and message.get("pipeline_spec"):
-            pinned = "a copy"  # of the newest when it was made: so do backends before 2.5
+        copied = {} if pinned else message.get("pipeline_spec") or {}
         return Schedule(
             id=str(message["recurring_run_id"]),
             name=str(message.get("display_name", "")),
             cron=str((trigger.get("cron_schedule") or {}).get("cron", "")),
             enabled=message.get("status") != "DISABLED",
             parameters=(message.get("runtime_config") or {}).get("parameters") or {},
-            version=str(pinned),
+            version="a copy" if copied else str(pinned),
             pipeline_id=str(reference.get("pipeline_id", "")),
+            copied=copied,
         )
 
 
@@ -119,25 +121,38 @@ def put(
 
 
 def renew(
-    api: Api, project: Project, experiment_id: str, pipeline_id: str, version_id: str
+    api: Api, project: Project, experiment_id: str, pipeline_id: str, newest_version: str
 ) -> bool:
-    """Makes a schedule anew that stays at another version than this one.
+    """Makes a schedule anew that stays at another version than the newest.
 
     Returns:
         whether there was one.
     """
     before = find(api, project, experiment_id)
-    if not any(schedule.version not in ("", version_id) for schedule in before):
+    pinned = [schedule for schedule in before if schedule.version]
+    if all(
+        _package(schedule.copied) == _package(api.version(pipeline_id, newest_version))
+        if schedule.copied
+        else schedule.version == newest_version
+        for schedule in pinned
+    ):
         return False
-    newest = before[-1]
+    latest = before[-1]
     enabled = any(schedule.enabled for schedule in before)
     put(
         api,
         project,
         experiment_id,
         pipeline_id,
-        newest.cron,
-        newest.parameters,
+        latest.cron,
+        latest.parameters,
         enabled=enabled,
     )
     return True
+
+
+def _package(message: Message) -> Message:
+    """The package of a version, or of a copy, without its part for the platform."""
+    while "pipeline_spec" in message:
+        message = message["pipeline_spec"]
+    return message

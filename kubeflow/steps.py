@@ -131,6 +131,9 @@ class _Step:
             return launch.run_node(ir, node, connection, self._project.config.beam, cache_only)
         except launch.NotInCache as error:
             raise candidate_gone(self._record.took_up) from error
+        except Exception:
+            store.open_store(connection)  # says so where the database is what was lost
+            raise
 
     @property
     def _is_elsewhere(self) -> bool:

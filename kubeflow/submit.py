@@ -163,8 +163,9 @@ def submit(
     version_id, is_new = upload(api, where.pipeline_id, package)
     if is_new:
         say(f"Uploaded {package.name} as version {package.revision}")
-        if schedule.renew(api, project, where.experiment_id, where.pipeline_id, version_id):
-            say("The schedule was made anew with it")
+    # Also where it was uploaded before: whoever did so may have been cut off after it.
+    if schedule.renew(api, project, where.experiment_id, where.pipeline_id, version_id):
+        say("The schedule was made anew with the newest version")
     scheduled = schedule.find(api, project, where.experiment_id)
     if scheduled and not any(one.enabled for one in scheduled):
         # By a person, or because replacing it was interrupted.

@@ -90,8 +90,12 @@ def _halt_in(node: str, halted: Path) -> None:
         result = None if node in RESOLVERS else original(launcher, *arguments)
         if launcher._pipeline_node.node_info.id == node:
             halted.touch()
-            time.sleep(600)
-            os._exit(1)
+            for _ in range(6000):
+                time.sleep(0.1)
+                if not halted.exists():
+                    break
+            else:
+                os._exit(1)
         return original(launcher, *arguments) if node in RESOLVERS else result
 
     setattr(Launcher, method, halting)
@@ -103,7 +107,7 @@ class Command:
     Args:
         folder: where it runs.
         arguments: what follows `graftline`.
-        halt_in: a node in which it stands still, to be killed there.
+        halt_in: a node in which it stands still, to be killed or to go on there.
         environment: variables that are set for it.
         nothing_else: it has no other variables.
         module: what is run.
@@ -157,6 +161,10 @@ class Command:
         while not self._halted.exists():
             assert self.process.is_alive(), self.output
             time.sleep(0.01)
+
+    def go_on(self) -> None:
+        """Lets it go on from where it stands still."""
+        self._halted.unlink()
 
     def kill(self, number: int) -> int:
         """Sends a signal once it stands still in its node; returns the exit code."""

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,8 @@ class Backend:
         arguments: Mapping[str, Any] | None = None,
         *,
         killed: Mapping[str, int] | None = None,
-        before: Mapping[str, Any] | None = None,
+        before: Mapping[str, Callable[[int], None]] | None = None,
+        during: Mapping[str, Callable[[], None]] | None = None,
         run_id: str = "",
     ) -> KubeflowRun:
         """Runs the package to its end.
@@ -111,6 +112,8 @@ class Backend:
             arguments: parameters of the run.
             killed: steps whose first try gets a signal once its node has done its work.
             before: functions that are called before a try of a step, with the number of the try.
+            during: functions that are called in the middle of a step's first try, once its node
+                has done its work.
             run_id: of the run; a new one by default.
 
         Raises:
@@ -118,6 +121,7 @@ class Backend:
         """
         found = KubeflowRun(id=run_id or str(uuid.uuid4()))
         self._killed, self._before = dict(killed or {}), dict(before or {})
+        self._during = dict(during or {})
         root = self._spec["root"]
         values = self._parameters(root.get("inputDefinitions", {}), dict(arguments or {}))
         state, _ = self._dag(root, values, found)
@@ -235,8 +239,8 @@ class Backend:
                     for part in (*container["command"], *container["args"])
                 ]
                 step.commands.append(command)
-                signalled = self._killed.pop(name, 0) if attempt == 0 else 0
-                code, output = _execute(command, Path(pod), environment, name, signalled)
+                signalled, during = self._killed.pop(name, 0), self._during.pop(name, None)
+                code, output = _execute(command, Path(pod), environment, name, signalled, during)
                 step.codes.append(code)
                 step.output += output
                 if code == 0:
@@ -284,10 +288,16 @@ _one_at_a_time = threading.Lock()
 
 
 def _execute(
-    command: list[str], pod: Path, environment: Mapping[str, str], name: str, signalled: int
+    command: list[str],
+    pod: Path,
+    environment: Mapping[str, str],
+    name: str,
+    signalled: int,
+    during: Callable[[], None] | None,
 ) -> tuple[int, str]:
     assert command[:3] == ["python", "-m", _MODULE]
-    if command[3] in _LIGHT or (EXACT_VARIABLE in os.environ and not signalled):
+    halts = bool(signalled or during)
+    if command[3] in _LIGHT or (EXACT_VARIABLE in os.environ and not halts):
         ended = subprocess.run(
             command,
             cwd=pod,
@@ -304,11 +314,15 @@ def _execute(
         going = Command(
             workplace,
             *command[3:],
-            halt_in=name if signalled else "",
+            halt_in=name if halts else "",
             environment=environment,
             nothing_else=True,
             module=_MODULE,
         )
+    if during:
+        going.wait_halted()
+        during()
+        going.go_on()
     code = going.kill(signalled) if signalled else going.wait()
     return code, going.output
 

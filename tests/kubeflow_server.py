@@ -140,6 +140,7 @@ class Backend:
         tokens: tokens that are let in; empty: everybody is.
         login: lead who is not let in to a page, as a gateway with a login does.
         pins: keep a schedule at the version of its making, as backends before 2.5 do.
+        copies: the same, by a copy of the version's package in place of a reference.
         course: per look at a run, its state and the states of its steps; the last one stays.
     """
 
@@ -150,7 +151,7 @@ class Backend:
         self.fails: list[int] = []
         self.tokens: set[str] = set()
         self.login = False
-        self.pins = False
+        self.pins = self.copies = False
         self.course: list[tuple[str, dict[str, str]]] = [("SUCCEEDED", {})]
         self.pipelines: dict[str, Message] = {}
         self.versions: list[Message] = []
@@ -266,11 +267,14 @@ class Backend:
 
     def do_recurring_run_service_create_recurring_run(self, ids, query, body):
         reference = dict(body["pipeline_version_reference"])
-        if self.pins and "pipeline_version_id" not in reference:
-            of_pipeline = [
+        if (self.pins or self.copies) and "pipeline_version_id" not in reference:
+            newest = [
                 one for one in self.versions if one["pipeline_id"] == reference["pipeline_id"]
-            ]
-            reference["pipeline_version_id"] = of_pipeline[-1]["pipeline_version_id"]
+            ][-1]
+            if self.copies:
+                body["pipeline_spec"] = newest["pipeline_spec"]
+            else:
+                reference["pipeline_version_id"] = newest["pipeline_version_id"]
         made = {
             **body,
             "pipeline_version_reference": reference,

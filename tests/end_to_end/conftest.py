@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,14 +20,27 @@ probe: {enabled: false}
 """
 
 
-def make_project(folder: Path, trainer: str = FROM_SCRATCH) -> Path:
-    """A project for blobs of three colours, with one span taken in."""
+@pytest.fixture(scope="session")
+def taken_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images of three colours and a project that has taken them in, to copy."""
+    folder = tmp_path_factory.mktemp("taken_in")
     images = draw(folder / "images" / "first", 40, seed=1)
-    project = folder / "project"
     graftline(folder, "init", "project", "--images", str(images), "--name", "blobs")
+    configure(folder / "project", FROM_SCRATCH)
+    graftline(folder / "project", "drop", str(images))
+    return folder
+
+
+def copy_project(taken_in: Path, folder: Path, trainer: str) -> Path:
+    """A project for blobs of three colours in a folder, with one span taken in."""
+    shutil.copytree(taken_in, folder, dirs_exist_ok=True)
+    configure(folder / "project", trainer)
+    return folder / "project"
+
+
+def configure(project: Path, trainer: str) -> None:
+    """Writes a project's configuration."""
     (project / "graftline.yaml").write_text(f"model: {{name: blobs}}\ntrainer:{trainer}{OTHERS}")
-    graftline(project, "drop", str(images))
-    return project
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +50,15 @@ def trainer() -> str:
 
 
 @pytest.fixture
-def project(tmp_path: Path, trainer: str) -> Path:
+def project(taken_in: Path, tmp_path: Path, trainer: str) -> Path:
     """A project of its own for a test: one span, not yet trained on."""
-    return make_project(tmp_path, trainer)
+    return copy_project(taken_in, tmp_path, trainer)
 
 
 @pytest.fixture(scope="module")
-def untrained(tmp_path_factory: pytest.TempPathFactory, trainer: str) -> Path:
+def untrained(taken_in: Path, tmp_path_factory: pytest.TempPathFactory, trainer: str) -> Path:
     """A project with one span, which the tests of a module share."""
-    return make_project(tmp_path_factory.mktemp("shared"), trainer)
+    return copy_project(taken_in, tmp_path_factory.mktemp("shared"), trainer)
 
 
 @pytest.fixture(scope="module")

@@ -148,6 +148,10 @@ def test_the_second_drop_has_a_window_and_a_baseline_though_the_database_goes_do
     def database_down_at_first(attempt: int) -> None:
         cluster.database.stop() if attempt == 0 else cluster.database.start()
 
+    def database_up_again(attempt: int) -> None:
+        if attempt:
+            cluster.database.start()
+
     def a_drop_arrives_meanwhile(attempt: int) -> None:
         if attempt == 0:
             dark = {"red": (90, 0, 0), "green": (0, 70, 0), "blue": (0, 0, 80)}
@@ -155,13 +159,20 @@ def test_the_second_drop_has_a_window_and_a_baseline_though_the_database_goes_do
 
     run = cluster.run(
         killed={"Trainer": TERMINATE},
-        before={"Transform": database_down_at_first, "Trainer": a_drop_arrives_meanwhile},
+        before={
+            "Transform": database_down_at_first,
+            "Trainer": a_drop_arrives_meanwhile,
+            "Pusher": database_up_again,
+        },
+        during={"Pusher": cluster.database.stop},
     )
 
     assert run.state == "SUCCEEDED", [step.output for step in run.steps.values()]
     assert run.steps["Transform"].codes == [2, 0]
     assert run.steps["Trainer"].codes == [143, 0]
     assert "Ended by a signal" in run.steps["Trainer"].output
+    assert run.steps["Pusher"].codes == [2, 0]
+    assert "The metadata database" in run.steps["Pusher"].output
     assert [entry.span for entry in cluster.record.window] == [1, 2]
     assert cluster.versions == [1, 2]
     assert any(check.baseline is not None for check in verdict(cluster.project).checks)
@@ -239,18 +250,19 @@ def test_the_drop_that_came_meanwhile_is_next_and_refused_before_anything_is_tra
     assert cluster.run().steps.keys() == {"begin", "end"}, "nor is it tried again the next night"
 
 
-def test_a_person_lets_a_span_pass_by_parameters_of_the_run(cluster):
+def test_a_person_lets_a_span_pass_and_shortens_the_window_by_parameters_of_the_run(cluster):
     without_reason = cluster.run({"span": 3, "accept_anomalies": True})
     assert without_reason.state == "FAILED"
     assert "recorded with its reason" in without_reason.steps["begin"].output
 
     any_model = ["model_gate.tolerance=1", "model_gate.min_accuracy=0"]
     accepted = {"accept_anomalies": True, "reason": "a dark day"}
-    run = cluster.run({"span": 3, **accepted, "overrides": json.dumps(any_model)})
+    run = cluster.run({"span": 3, "window": 2, **accepted, "overrides": json.dumps(any_model)})
 
     assert run.steps["DataGate"].codes == [0]
     assert run.state == "SUCCEEDED", [step.output for step in run.steps.values()]
-    assert [entry.span for entry in cluster.record.window] == [1, 2, 3]
+    assert [entry.span for entry in cluster.record.window] == [2, 3], "and not all, as configured"
+    assert manifest(cluster.project, 4)["spans"] == [[2, 1], [3, 1]]
     assert cluster.versions == [1, 2, 3, 4]
 
 

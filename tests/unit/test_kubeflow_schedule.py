@@ -1,6 +1,7 @@
 """Schedules on Kubeflow Pipelines: six fields, one per project, always the newest version."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from graftline.serving.errors import UserError
 from kubeflow_server import kubeflow, package
 
 NIGHTLY = "0 0 2 * * *"
+VERSION = "pipeline_version_id"
 
 
 @pytest.mark.parametrize(
@@ -131,23 +133,50 @@ def test_a_schedule_that_an_interruption_left_paused_is_not_passed_over_in_silen
     assert only["status"] == "ENABLED"
 
 
+@pytest.mark.parametrize("way", ["pins", "copies"])
 def test_on_a_backend_that_pins_versions_the_schedule_is_replaced_at_each_new_one(
-    on_cluster,
-    cluster,
-    capsys,
+    on_cluster, cluster, capsys, way
 ):
-    cluster.pins = True
+    setattr(cluster, way, True)
     assert kubeflow(on_cluster, "schedule", NIGHTLY, "--window", "2") == 0
     assert "keeps the version of now" in capsys.readouterr().out
     assert kubeflow(on_cluster, "schedule", "--pause") == 0
     package(on_cluster / "kubeflow.yaml", sdkVersion="other")
     assert kubeflow(on_cluster, "submit") == 0
     [renewed] = cluster.schedules.values()
-    newest = cluster.versions[-1]["pipeline_version_id"]
-    assert renewed["pipeline_version_reference"]["pipeline_version_id"] == newest
+    assert at(renewed) == cluster.versions[-1]["pipeline_spec" if way == "copies" else VERSION]
     assert renewed["runtime_config"]["parameters"] == {"window": 2}
     assert renewed["trigger"]["cron_schedule"]["cron"] == NIGHTLY
     assert renewed["status"] == "DISABLED"
+    assert kubeflow(on_cluster, "submit") == 0
+    assert list(cluster.schedules.values()) == [renewed], "the version is the same"
+
+
+@pytest.mark.parametrize("way", ["pins", "copies"])
+def test_a_schedule_that_was_not_replaced_after_an_upload_is_so_by_the_next_submission(
+    on_cluster, cluster, monkeypatch, way
+):
+    setattr(cluster, way, True)
+    assert kubeflow(on_cluster, "schedule", NIGHTLY) == 0
+    [old] = cluster.schedules
+    package(on_cluster / "kubeflow.yaml", sdkVersion="other")
+
+    def broken(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(schedule, "renew", broken)
+        assert kubeflow(on_cluster, "submit") == 130
+    assert list(cluster.schedules) == [old]
+    assert kubeflow(on_cluster, "submit") == 0
+    [renewed] = cluster.schedules.values()
+    assert at(renewed) == cluster.versions[-1]["pipeline_spec" if way == "copies" else VERSION]
+    assert renewed["status"] == "ENABLED"
+
+
+def at(made: dict[str, Any]) -> Any:
+    """The version that a schedule stays at, or its package."""
+    return made.get("pipeline_spec") or made["pipeline_version_reference"][VERSION]
 
 
 def test_a_schedule_that_follows_the_newest_version_is_left_alone_by_a_new_one(
