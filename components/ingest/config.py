@@ -74,7 +74,7 @@ class DropConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         ),
     ] = True
     shard_bytes: Annotated[
-        int, Meta(ge=1_000_000, description="Images per TFRecord file, in bytes.")
+        int, Meta(ge=1_000_000, description="Images per TFRecord file, in bytes; 2,000 at most.")
     ] = 64_000_000
     features: FeaturesConfig = FeaturesConfig()
 

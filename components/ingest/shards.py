@@ -24,6 +24,8 @@ from graftline.serving.manifest import hash_file
 _NUMBERS = ("width", "height", "channels", "byte_size")
 _MEASURES = ("luma_mean", "luma_std")
 _DIGEST = ".sha256"
+# A file has one writer, whom small images cost their number, not their bytes.
+_MOST_IMAGES = 2000
 
 
 class Shard(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +58,7 @@ def plan_shards(sheet: Worksheet, folder: Path, shard_bytes: int) -> list[Shard]
     Args:
         sheet: the worksheet, splits assigned.
         folder: for the listings; to be made.
-        shard_bytes: after how many bytes of images a shard is full.
+        shard_bytes: after how many bytes of images a shard is full; it is after 2,000 images, too.
     """
     folder.mkdir()
     shards = []
@@ -78,11 +80,11 @@ def _listings(sheet: Worksheet, split: str, folder: Path, shard_bytes: int) -> I
     place = 0
     while image or not place:
         listing = folder / f"{split}-{place:05d}"
-        filled = 0
+        count = filled = 0
         with listing.open("wb") as stream:
-            while image and filled < shard_bytes:
+            while image and filled < shard_bytes and count < _MOST_IMAGES:
                 stream.write(msgspec.json.encode(_record(*image)) + b"\n")
-                filled += image[1].byte_size
+                count, filled = count + 1, filled + image[1].byte_size
                 image = next(images, None)
         yield listing
         place += 1

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from drops import CLASSES, examples, folders, images, picture, quarantine_list, set_aside, take_in
 
+from graftline.components.ingest import shards
 from graftline.components.ingest.spans import find_span, latest_span, list_spans, newest_versions
 from graftline.serving.errors import UserError
 
@@ -61,6 +62,17 @@ def test_several_shards_hold_each_image_once(tmp_path):
     assert span.summary.bytes == sum(path.stat().st_size for path in source.rglob("*.png"))
     ids = [e.features.feature["id"].bytes_list.value[0] for e in examples(span)["train"]]
     assert len(set(ids)) == len(ids) == 8
+
+
+def test_many_small_images_are_several_shards_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "_MOST_IMAGES", 5)
+    source = folders(tmp_path / "source", 6)
+    span = take_in(source, tmp_path, eval_share=0.0, test_share=0.0)
+    assert [name for name in span.summary.shards if name.startswith("train/")] == [
+        f"train/images-0000{place}-of-00003.tfrecord.gz" for place in range(3)
+    ]
+    ids = [e.features.feature["id"].bytes_list.value[0] for e in examples(span)["train"]]
+    assert len(set(ids)) == len(ids) == 12
 
 
 def test_what_cannot_be_used_is_kept_with_its_reason(tmp_path):
