@@ -9,7 +9,7 @@
 TensorFlow Serving serves the highest numeric child and does not look whether it is complete. So a
 version gets its number by one rename, after its files are on disk, and is taken out of service by
 one rename, into `withdrawn/`. A base path is a folder; on an object store, which has no rename,
-`_number` and `_move` are the two places that would copy instead, `saved_model.pb` last.
+`_number` and `move_all` are the two places that would copy instead, `saved_model.pb` last.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import os
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
@@ -25,9 +24,9 @@ from pathlib import Path
 
 import msgspec
 
-from graftline.serving import history, manifest, model_card, models_config
+from graftline.serving import history, manifest, model_card, models_config, soundness
 from graftline.serving.errors import UserError
-from graftline.serving.file_system import copy_tree, explained, locked, sync, write
+from graftline.serving.file_system import copy_tree, explained, locked, move_all, sync, write
 from graftline.serving.history import Change, Event
 from graftline.serving.manifest import Manifest, Problem
 from graftline.serving.versions import (
@@ -41,7 +40,6 @@ from graftline.serving.versions import (
 # A change is a few renames; a publisher copies a model, and the next one waits for it.
 _CHANGE_TIMEOUT_SECONDS = 30.0
 _PUBLISH_TIMEOUT_SECONDS = 900.0
-_NO_MANIFEST = Problem(manifest.FILE_NAME, "missing")
 
 
 class BasePath:
@@ -164,7 +162,7 @@ class BasePath:
                     "it a server has nothing to serve. Publish or restore another one first."
                 )
             self._require_unneeded({number})
-            self._move([(v.path, self._withdrawn) for v in present])
+            self._rename([(v.path, self._withdrawn) for v in present])
             return self.record("withdrawn", number, reason, withdrawn=(number,))
 
     def restore(self, number: int, reason: str = "") -> Event | None:
@@ -177,8 +175,8 @@ class BasePath:
             chosen = self._choose(self.versions(), number)
             if any(v.state in ("in service", "present") for v in chosen):
                 return None
-            self._require_sound(chosen)
-            self._move([(v.path, self.root) for v in chosen])
+            soundness.require(chosen, self.history())
+            self._rename([(v.path, self.root) for v in chosen])
             return self.record("restored", number, reason)
 
     def rollback(self, to: int | None = None, reason: str = "") -> Event | None:
@@ -200,7 +198,7 @@ class BasePath:
             if to is None:
                 to = self.below_service()
             target = self._choose(versions, to)
-            self._require_sound(target)
+            soundness.require(target, self.history())
             back = [v for v in target if v.state == "withdrawn"]
             above = [v for v in versions if v.number > to and v.state != "withdrawn"]
             if not back and not above:
@@ -208,7 +206,7 @@ class BasePath:
             self._require_unneeded({v.number for v in above})
             # Ascending, so that the version in service goes last: until then it serves, and then
             # the target is the highest.
-            self._move(
+            self._rename(
                 [(v.path, self.root) for v in back] + [(v.path, self._withdrawn) for v in above]
             )
             withdrawn = tuple(sorted({v.number for v in above}))
@@ -228,7 +226,7 @@ class BasePath:
             restored = [v for v in moved if v.state == "withdrawn"]
             # Descending, so that a server goes back in one step.
             left = [v for v in reversed(moved) if v.state != "withdrawn"]
-            self._move(
+            self._rename(
                 [(self._withdrawn / v.path.name, self.root) for v in left]
                 + [(self.root / v.path.name, self._withdrawn) for v in restored]
             )
@@ -251,9 +249,10 @@ class BasePath:
         if number is not None:
             versions = self._choose(versions, number)
         with explained(f"Cannot verify {self.root}"):
+            events = self.history()
             problems: dict[int, list[Problem]] = {}
             for version in versions:
-                problems.setdefault(version.number, []).extend(self._problems(version))
+                problems.setdefault(version.number, []).extend(soundness.problems(version, events))
         return problems
 
     def _choose(self, versions: Sequence[Version], number: int) -> list[Version]:
@@ -302,7 +301,7 @@ class BasePath:
                 f"Version {number} is withdrawn, so no server sees it. `graftline restore "
                 f"{number}` puts it back."
             )
-        self._require_sound(chosen)
+        soundness.require(chosen, self.history())
 
     def _require_unneeded(self, numbers: set[int]) -> None:
         """Refuses to take versions away that `models.config` tells servers to serve."""
@@ -315,44 +314,6 @@ class BasePath:
                 "another first: `graftline promote V` or `graftline pin V`; `graftline rollback` "
                 "does both."
             )
-
-    def _require_sound(self, chosen: Sequence[Version]) -> None:
-        """Refuses to put a version in service that is not what was published."""
-        for version in chosen:
-            missing = missing_file(version.path)
-            if missing:
-                raise UserError(
-                    f"Version {version.number} is incomplete: {version.path} lacks {missing}. "
-                    "Choose another version, or copy this one there whole."
-                )
-            problems = self._problems(version)
-            if problems == [_NO_MANIFEST] and self._publication(version.number) is None:
-                continue  # put there by another program: there is nothing to compare it with
-            if problems:
-                named = ", ".join(f"{problem.file} {problem.what}" for problem in problems[:5])
-                raise UserError(
-                    f"Version {version.number} is not what was published ({named}), so it is not "
-                    f"put in service. `graftline verify {version.number}` shows all of it; choose "
-                    "another version, or copy the files back as they were."
-                )
-
-    def _problems(self, version: Version) -> list[Problem]:
-        path = version.path / manifest.FILE_NAME
-        if not path.is_file():
-            missing = missing_file(version.path)
-            return [Problem(missing, "missing")] if missing else [_NO_MANIFEST]
-        recorded = version.manifest
-        if recorded is None:
-            return [Problem(manifest.FILE_NAME, "unreadable")]
-        problems = manifest.compare(version.path, recorded)
-        publication = self._publication(version.number)
-        if publication and publication.manifest_sha256 != manifest.hash_file(path).sha256:
-            problems.append(Problem(manifest.FILE_NAME, "changed"))
-        return problems
-
-    def _publication(self, number: int) -> Event | None:
-        published = [e for e in self.history() if e.what == "published" and e.version == number]
-        return published[-1] if published else None
 
     def _published_as(self, model_id: str) -> int | None:
         for version in self.versions():
@@ -400,27 +361,13 @@ class BasePath:
             sync(self.root)
             return number
 
-    def _move(self, steps: Sequence[tuple[Path, Path]]) -> None:
-        """Renames folders into others, in order; when one fails, those before it are undone."""
+    def _rename(self, steps: Sequence[tuple[Path, Path]]) -> None:
         self._withdrawn.mkdir(exist_ok=True)
-        done = []
-        try:
-            for source, folder in steps:
-                target = folder / source.name
-                if os.path.lexists(target):
-                    raise UserError(f"{source} cannot be moved to {target}, which exists already.")
-                source.rename(target)
-                done.append((source, target))
-            sync(self.root)
-            sync(self._withdrawn)
-        except BaseException:
-            for source, target in reversed(done):
-                target.rename(source)
-            raise
+        move_all(steps)
 
     def _record_publication(self, number: int) -> None:
         """Records a publication, once."""
-        if self._publication(number) is None:
+        if history.publication(self.history(), number) is None:
             [version, *_] = self._choose(self.versions(), number)
             digest = manifest.hash_file(version.path / manifest.FILE_NAME).sha256
             self.record("published", number, "", manifest_sha256=digest)

@@ -7,7 +7,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from graftline.serving.errors import UserError
@@ -64,6 +64,32 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def move_all(steps: Sequence[tuple[Path, Path]]) -> None:
+    """Renames children into other folders, in order; when one fails, those before it are undone.
+
+    Args:
+        steps: what is moved, and the folder it goes to.
+
+    Raises:
+        UserError: something of that name stands there already.
+        OSError: it cannot be moved.
+    """
+    done = []
+    try:
+        for source, folder in steps:
+            target = folder / source.name
+            if os.path.lexists(target):
+                raise UserError(f"{source} cannot be moved to {target}, which exists already.")
+            source.rename(target)
+            done.append((source, target))
+        for folder in {path.parent for step in done for path in step}:
+            sync(folder)
+    except BaseException:
+        for source, target in reversed(done):
+            target.rename(source)
+        raise
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import datetime
 import getpass
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -104,3 +105,9 @@ def _parse(line: bytes) -> Event | None:
         return msgspec.json.decode(line, type=Event)
     except msgspec.DecodeError:
         return None
+
+
+def publication(events: Sequence[Event], number: int) -> Event | None:
+    """The last publication of a version; None where another program put it there."""
+    published = [e for e in events if e.what == "published" and e.version == number]
+    return published[-1] if published else None
