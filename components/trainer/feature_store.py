@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -231,15 +231,22 @@ def outputs_in(root: Path) -> set[str]:
     return {made_by(folder).get("output", "") for folder in root.glob("*")}
 
 
-def keep_within(root: Path, most_bytes: float, wanted: Path) -> None:
+def bytes_in(root: Path) -> int:
+    """How much all stores in a folder take."""
+    with contextlib.suppress(FileNotFoundError):
+        return sum(_bytes_of(path) for path in root.iterdir() if path.is_dir())
+    return 0
+
+
+def keep_within(root: Path, most_bytes: float, wanted: Collection[str]) -> None:
     """Removes the stores that were not used for longest until the others take no more than that.
 
     Args:
         root: holds a folder per store.
-        most_bytes: how much all but the wanted one may take.
-        wanted: a store that stays.
+        most_bytes: how much all but the wanted ones may take.
+        wanted: names of stores that stay.
     """
-    stores = [path for path in root.iterdir() if path.is_dir() and path.name != wanted.name]
+    stores = [path for path in root.iterdir() if path.is_dir() and path.name not in wanted]
     for path in beyond(stores, most_bytes):
         shutil.rmtree(path, ignore_errors=True)
 

@@ -21,6 +21,7 @@ import tensorflow as tf
 from graftline.components.trainer.balance import Balance
 from graftline.components.trainer.feature_store import (
     FeatureStore,
+    bytes_in,
     describe,
     keep_within,
     outputs_in,
@@ -104,6 +105,8 @@ class FeatureFolder:
     # Those of this process, by what made them: a file has one writer, and what is not kept for the
     # next run is still there for the next training of this one, such as a trial of the tuner.
     _opened: dict[str, FeatureStore] = field(default_factory=dict)
+    # How many bytes those may come to that are kept.
+    _kept: dict[str, int] = field(default_factory=dict)
 
     def open(self, shape: tuple[int, ...], made_by: Mapping[str, Any], most: int) -> FeatureStore:
         """The store of what was made in a certain way.
@@ -116,13 +119,18 @@ class FeatureFolder:
         wanted = int(np.prod(shape)) * 4 * most
         made = {**made_by, "code": self.code}
         name = _name(made)
-        folder = None if self.root is None or wanted > self.most_bytes else self.root / name
+        # Those of one training do not make room for each other: the next one wants them all.
+        others = sum(size for kept, size in self._kept.items() if kept != name)
+        folder = None
+        if self.root is not None and others + wanted <= self.most_bytes:
+            folder = self.root / name
         if name not in self._opened:
             self._opened[name] = FeatureStore(folder, shape, self.scratch, self.writer)
             if folder is not None:
                 describe(folder, made)
         if folder is not None:
-            keep_within(folder.parent, self.most_bytes - wanted, folder)
+            self._kept[name] = wanted
+            keep_within(folder.parent, self.most_bytes - others - wanted, self._kept)
         return self._opened[name]
 
     def find(self, shape: tuple[int, ...], made_by: Mapping[str, Any]) -> FeatureStore | None:
@@ -137,6 +145,10 @@ class FeatureFolder:
     def outputs(self) -> set[str]:
         """What is stored of any network, by name."""
         return outputs_in(self.root) if self.root else set()
+
+    def bytes_kept(self) -> int:
+        """How much all that is kept takes."""
+        return bytes_in(self.root) if self.root else 0
 
     def close(self) -> None:
         """Closes all that were opened; those that are not kept vanish."""

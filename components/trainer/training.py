@@ -49,6 +49,8 @@ from graftline.serving.errors import UserError
 Networks = tuple[tf_keras.Model, tf_keras.Model]
 
 _MOST_OF_FREE_DISK = 0.5
+# Names of classes in one line.
+_MOST_NAMES = 5
 _THUMBNAIL = 48  # pixels
 
 
@@ -238,10 +240,23 @@ class Training:
             )
         if not len(self.evaluation):
             report("no image in the eval split: no early stopping, the last epoch is exported")
+            return
+        unwatched = np.setdiff1d(self.train.labels, self.evaluation.labels)
+        if len(unwatched):
+            names = ", ".join(self.classes[label] for label in unwatched[:_MOST_NAMES])
+            more = (
+                f" and {len(unwatched) - _MOST_NAMES} more" if unwatched[_MOST_NAMES:].size else ""
+            )
+            report(
+                f"no image of {names}{more} in the eval split: "
+                "early stopping does not see how these classes fare"
+            )
 
     def _most_bytes(self) -> float:
         """How much the stored activations of one image may take."""
         free = shutil.disk_usage(self.features.scratch or tempfile.gettempdir()).free
+        # What runs before this one have kept is used again, or makes room.
+        free += self.features.bytes_kept()
         augmentation = self.config.augmentation
         views = augmentation.views if augmentation.varies else 1
         return free * _MOST_OF_FREE_DISK / (len(self.train) * views + len(self.evaluation))

@@ -11,6 +11,7 @@ import collections
 import importlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def train_in_workers(
         UserError: this machine has not so many processors or GPUs, or a worker said so.
         RuntimeError: a worker died; has the last lines that it printed.
     """
-    most, kind = (len(gpus), "GPUs") if gpus else (os.cpu_count() or 1, "processors")
+    most, kind = (len(gpus), "GPUs") if gpus else (len(os.sched_getaffinity(0)), "processors")
     if count > most:
         raise UserError(
             f"trainer.workers is {count}, and there are {most} {kind} for them: set it to {most} "
@@ -201,6 +202,11 @@ class _Worker:
         if self._mistake is not None:
             raise UserError(self._mistake)
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        if code == -signal.SIGKILL:
+            how += (
+                ", as the system does when memory runs out (then lower trainer.batch_size, "
+                "trainer.workers or image.size)"
+            )
         last = "\n".join(self._last)
         raise RuntimeError(
             f"{last}\nWorker {self._number} of the training {how}, so that the others were ended, "

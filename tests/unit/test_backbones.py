@@ -9,6 +9,7 @@ import io
 import os
 import pickle
 import re
+import socket
 import sys
 import tarfile
 import threading
@@ -342,6 +343,16 @@ def test_a_download_that_breaks_off_leaves_nothing_behind(shelf, tmp_path):
     assert not list((tmp_path / "cache").iterdir())
 
 
+def test_a_server_that_hangs_up_is_not_taken_for_a_disk_that_is_full(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}/w.h5"
+        thread = threading.Thread(target=lambda: listener.accept()[0].close())
+        thread.start()
+        with pytest.raises(UserError, match=re.escape(f"Fetch {address} where there is a net")):
+            find_or_fetch(tmp_path, print, "w.h5", address, None)
+        thread.join()
+
+
 def test_a_download_with_another_hash_is_refused_and_not_kept(shelf, tmp_path):
     (shelf.folder / "w.h5").write_bytes(b"something else")
     with pytest.raises(UserError, match="its hash is"):
@@ -488,3 +499,17 @@ def test_more_blocks_than_a_backbone_has_cannot_train(lite0):
 def test_a_network_whose_blocks_cannot_be_told_apart_trains_as_a_whole():
     whole = build.load("nasnet_mobile", "none", 1.0, 32, Path())
     assert build.split(whole, "nasnet_mobile", 1) == (None, whole)
+
+
+@pytest.mark.usefixtures("no_hub_folder")
+@pytest.mark.parametrize("harm", ["torn", "missing"])
+def test_a_hub_folder_with_a_torn_or_missing_file_is_named(tmp_path, harm):
+    handle = "http://127.0.0.1:9/vector/1"
+    with pytest.raises(UserError) as said:
+        build.load(handle, "hub", 1.0, 32, tmp_path)
+    place = Path(str(said.value).rsplit("unpack it into ", 1)[1].rstrip("."))
+    write_hub_module(place)
+    [shard] = place.glob("variables/*.data-*")
+    shard.write_bytes(shard.read_bytes()[:3]) if harm == "torn" else shard.unlink()
+    with pytest.raises(UserError, match=f"{re.escape(str(place))} cannot be read .*Delete that"):
+        build.load(handle, "hub", 1.0, 32, tmp_path)

@@ -70,6 +70,18 @@ def test_a_damaged_row_is_forgotten_and_may_be_written_anew(tmp_path):
     np.testing.assert_array_equal(again.read(again.find(IDS)), ROWS)
 
 
+@pytest.mark.parametrize("place", [0, 8], ids=["id", "checksum"])
+def test_a_row_whose_entry_in_the_index_is_damaged_is_not_taken_for_right(tmp_path, place):
+    filled(tmp_path)
+    content = bytearray((tmp_path / "0.index").read_bytes())
+    content[len(content) // 3 + place] ^= 1
+    (tmp_path / "0.index").write_bytes(content)
+    store = FeatureStore(tmp_path, (4,))
+    store.forget_damaged(IDS)
+    found = store.find(IDS)
+    assert found.tolist() == [0, -1, 2]
+
+
 def test_two_that_write_at_once_do_not_disturb_each_other(tmp_path):
     one = filled(tmp_path)
     other = FeatureStore(tmp_path, (4,))
@@ -96,9 +108,9 @@ def test_the_stores_that_were_unused_for_longest_make_room(tmp_path):
         filled(tmp_path / name)
         used = time.time() - (3 - number, 9, 0)[number]
         os.utime(tmp_path / name / "used", (used, used))
-    keep_within(tmp_path, 100, tmp_path / "new")
+    keep_within(tmp_path, 100, {"new"})
     assert {path.name for path in tmp_path.iterdir()} == {"new", "old"}
-    keep_within(tmp_path, 0, tmp_path / "new")
+    keep_within(tmp_path, 0, {"new"})
     assert {path.name for path in tmp_path.iterdir()} == {"new"}
 
 

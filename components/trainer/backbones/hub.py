@@ -29,8 +29,9 @@ def build(handle: str, size: int, cache: Path) -> tf_keras.Model:
         A Keras model from images (B, size, size, 3) of 0 to 1 to features (B, F).
 
     Raises:
-        UserError: it cannot be downloaded, or is no feature vector of images of this size.
+        UserError: it cannot be downloaded, is torn, or is no feature vector of images of this size.
     """
+    import tensorflow as tf
     import tensorflow_hub
     import tf_keras
 
@@ -41,7 +42,17 @@ def build(handle: str, size: int, cache: Path) -> tf_keras.Model:
         # Its graph was made in float32 and takes nothing else.
         layer = tensorflow_hub.KerasLayer(handle, trainable=True, name="hub", dtype="float32")
         features = layer(image)
+    except (tf.errors.OpError, IndexError) as error:  # the reader of variables translates some
+        raise UserError(
+            f"The network {handle} in {folder} cannot be read ({error}): it is torn. "
+            "Delete that folder, to have it fetched again."
+        ) from error
     except OSError as error:
+        if folder.is_dir():
+            raise UserError(
+                f"The network {handle} in {folder} cannot be read ({error}): it lacks files. "
+                "Delete that folder, to have it fetched again."
+            ) from error
         raise UserError(
             f"The network {handle} is not on this machine and could not be downloaded ({error}). "
             f"Fetch {handle}?tf-hub-format=compressed where there is a network and unpack it into "

@@ -7,6 +7,7 @@ network can be read from it. A download appears in the folder whole or not at al
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import re
 import tempfile
@@ -20,6 +21,13 @@ import h5py
 from graftline.serving.errors import UserError
 
 _BLOCK = 1 << 20
+# What a network does to a download; all else that an operating system refuses is the disk's.
+_BROKEN = (
+    urllib.error.URLError,
+    http.client.HTTPException,
+    ConnectionError,
+    TimeoutError,
+)
 _ABOUT_KERAS = ("backend", "keras_version")
 
 
@@ -51,10 +59,11 @@ def find_or_fetch(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _download(path, address, expected, progress)
-    except urllib.error.URLError as error:
+    except _BROKEN as error:
+        why = getattr(error, "reason", "") or str(error) or type(error).__name__
         raise UserError(
             f"The weights {name} are not on this machine and could not be downloaded "
-            f"({error.reason}). Fetch {address} where there is a network and put it at {path}, or "
+            f"({why}). Fetch {address} where there is a network and put it at {path}, or "
             "use backbone efficientnet_lite0 with weights bundled, which needs no download."
         ) from error
     except OSError as error:

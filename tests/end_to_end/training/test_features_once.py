@@ -1,6 +1,7 @@
 """What the network below computes is kept: what is computed anew, what is taken, in which order."""
 
 import math
+from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,27 @@ def test_below_a_block_that_has_trained_activations_of_the_network_before_are_no
     version = tmp_path / "1" / "Format-Serving"
     record = train(tmp_path / "2", None, kept, start_from=version, phases=HEAD)
     assert (record.features_derived, record.features_computed) == (0, 60)
+
+
+def test_what_fills_half_of_the_disk_already_is_used_again(train, tmp_path, monkeypatch):
+    kept = tmp_path / "features"
+    assert train(tmp_path / "1", None, kept, phases=PHASES).features_computed == 60
+    stored = sum(path.stat().st_size for path in kept.rglob("*") if path.is_file())
+    Usage = namedtuple("Usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(0, 0, 1.2 * stored))
+    monkeypatch.setattr(Images, "shuffled_batches", None)  # what trains on images asks for
+    assert train(tmp_path / "2", None, kept, phases=PHASES).features_computed == 0
+
+
+def test_views_of_one_training_do_not_push_each_other_out(tmp_path):
+    views = [{"view": number} for number in range(4)]
+    folder = FeatureFolder(tmp_path, None, most_bytes=2.5 * 10 * 4, code="")
+    for view in views:
+        folder.open((1,), view, 10).append(np.arange(10).astype(np.uint64), np.ones((10, 1)))
+    folder.close()
+    later = FeatureFolder(tmp_path, None, most_bytes=2.5 * 10 * 4, code="")
+    assert [later.find((1,), view) is not None for view in views] == [True, True, False, False]
+    later.close()
 
 
 def test_damaged_features_are_found_and_computed_anew(train, tmp_path):

@@ -156,6 +156,18 @@ def test_a_network_without_weights_trains_whole_from_the_images(train, tmp_path)
     assert record.features_computed == 0
 
 
+def test_what_normalises_keeps_the_means_that_it_came_with_also_where_all_is_trained(
+    train, tmp_path
+):
+    whole = [{"name": "whole", "epochs": 2, "rate": 1e-2, "fraction": 1.0}]
+    train(tmp_path, phases=whole)
+    served = tf.saved_model.load(str(tmp_path / "Format-Serving"))
+    values = {weight.name.partition(":")[0]: weight.numpy() for weight in served.weights}
+    np.testing.assert_array_equal(values["first_bn/moving_mean"], np.zeros(8))
+    np.testing.assert_array_equal(values["first_bn/moving_variance"], np.ones(8))
+    assert np.any(values["first_bn/beta"])
+
+
 def test_without_eval_images_every_epoch_is_run(train, tmp_path):
     lines: list[str] = []
     progress.listen(lines.append)
@@ -184,7 +196,7 @@ def test_a_label_that_is_no_class_is_refused(train, tmp_path):
 
 
 def test_a_loss_that_is_no_number_ends_the_training_and_says_when(train, tmp_path):
-    with pytest.raises(UserError, match=r"epoch 1 of the phase odd.*trainer.phases.odd.rate"):
+    with pytest.raises(UserError, match=r"in step \d+ of epoch 1 of the phase odd.*odd.rate"):
         train(tmp_path, phases=[{"name": "odd", "epochs": 2, "rate": 1e38}])
     assert not (tmp_path / "Format-Serving").exists()
 
@@ -279,12 +291,16 @@ def test_the_embedding_shows_images_of_all_classes_however_they_are_sorted(train
     assert set(labels) == {"blå", "red"}
 
 
-def test_a_batch_larger_than_the_data_and_a_class_without_eval_images_are_no_matter(
+def test_a_batch_larger_than_the_data_is_no_matter_and_a_class_without_eval_images_is_told(
     train, tmp_path
 ):
     greens = write_span(tmp_path / "eval", [example(picture("green", 1), "green")])
+    lines: list[str] = []
+    progress.listen(lines.append)
     record = train(tmp_path, {"eval": [greens]}, batch_size=500, phases=PHASES)
+    progress.listen(None)
     assert record.eval_images == 1
+    assert any("no image of blå, red in the eval split" in line for line in lines)
 
 
 def test_a_training_starts_from_a_version_and_keeps_what_it_knows_of_each_class(
