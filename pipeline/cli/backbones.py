@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import msgspec
@@ -24,7 +25,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
         megabytes: what they take, in float32.
         weights: which named weights it offers.
         alphas: the widths that its pretrained weights come in.
-        here: the weights that are on this machine: `bundled`, and alphas of `imagenet`.
+        here: the weights that are on this machine: `bundled`, and alphas of `imagenet`, for images
+            of the project's size.
         package: what to install for bundled weights, where it is not installed.
     """
 
@@ -38,6 +40,13 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     package: str = ""
 
 
+class Place(NamedTuple):
+    """Where weights are looked for: a folder, and for images of which size, where that is known."""
+
+    cache: Path
+    size: int | None
+
+
 @click.group("backbones", invoke_without_command=True)
 @click.option(
     "--project",
@@ -49,10 +58,10 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
 @click.pass_context
 def backbones(ctx: click.Context, directory: Path | None, as_json: bool) -> None:
     """List the pretrained networks: size, parameters, weights, and which are here."""
-    ctx.obj = _weights_cache(directory)
+    ctx.obj = place = _place(directory)
     if ctx.invoked_subcommand:
         return
-    offers = [_offer(backbone, ctx.obj) for backbone in BACKBONES.values()]
+    offers = [_offer(backbone, place) for backbone in BACKBONES.values()]
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(offers), indent=2).decode())
         return
@@ -78,16 +87,21 @@ def backbones(ctx: click.Context, directory: Path | None, as_json: bool) -> None
             else "needs none",
         )
     Console().print(table)
-    click.echo(f"ImageNet weights are kept in {ctx.obj}. Next: graftline backbones fetch NAME")
+    click.echo(f"ImageNet weights are kept in {place.cache}. Next: graftline backbones fetch NAME")
 
 
 @backbones.command("fetch")
 @click.argument("name")
 @click.option("--alpha", type=float, default=1.0, show_default=True, help="Width of a MobileNet.")
-@click.option("--size", type=int, help="Image size. Default: what the backbone is made for.")
+@click.option(
+    "--size",
+    type=int,
+    help="Image size, where weights depend on it. Default: the project's, or what the backbone is "
+    "made for.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 @click.pass_obj
-def fetch(cache: Path, name: str, alpha: float, size: int | None, as_json: bool) -> None:
+def fetch(place: Place, name: str, alpha: float, size: int | None, as_json: bool) -> None:
     """Download the ImageNet weights of NAME, unless they are here, and check that they fit."""
     import os
 
@@ -107,7 +121,8 @@ def fetch(cache: Path, name: str, alpha: float, size: int | None, as_json: bool)
         console.progress("loading TensorFlow")
         from graftline.components.trainer.backbones import build
 
-        path = build.fetch(name, alpha, size or backbone.size, cache, console.progress)
+        size = size or place.size or backbone.size
+        path = build.fetch(name, alpha, size, place.cache, console.progress)
     if as_json:
         print(json.dumps({"name": name, "alpha": alpha, "file": str(path)}, indent=2))
         return
@@ -116,18 +131,19 @@ def fetch(cache: Path, name: str, alpha: float, size: int | None, as_json: bool)
     print(f"Next: graftline run trainer.backbone={name} trainer.weights=imagenet{width}")
 
 
-def _weights_cache(directory: Path | None) -> Path:
-    """Where the project at hand keeps weights; outside of any, where projects do by default."""
+def _place(directory: Path | None) -> Place:
+    """What the project at hand says; outside of any, where projects keep weights by default."""
     try:
-        return Project.find(directory).weights_cache
+        project = Project.find(directory)
     except UserError:
         here = Path.cwd()
         if directory or any((folder / FILE_NAME).exists() for folder in (here, *here.parents)):
             raise
-        return Project(here, Config()).weights_cache
+        return Place(Project(here, Config()).weights_cache, None)
+    return Place(project.weights_cache, project.config.image.size)
 
 
-def _offer(backbone: Backbone, cache: Path) -> Offer:
+def _offer(backbone: Backbone, place: Place) -> Offer:
     here = []
     package = ""
     if backbone.variant:
@@ -137,7 +153,8 @@ def _offer(backbone: Backbone, cache: Path) -> Offer:
             package = backbone.variant.distribution
     if backbone.application:
         for alpha in backbone.alphas:
-            if (cache / backbone.application.file(alpha, backbone.size)).exists():
+            file = backbone.application.file(alpha, place.size or backbone.size)
+            if (place.cache / file).exists():
                 here.append("imagenet" if len(backbone.alphas) == 1 else f"imagenet {alpha}")
     return Offer(
         name=backbone.name,
