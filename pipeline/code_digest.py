@@ -46,8 +46,10 @@ _OF_FEATURES = (
     "pipeline/preprocessing.py",
     "pipeline/exif.py",
     "components/trainer/augmentation.py",
+    "components/trainer/inputs.py",
     "components/trainer/network.py",
     "components/trainer/cuts.py",
+    "components/trainer/feature_computer.py",
     "components/trainer/backbones",
 )
 
