@@ -17,12 +17,24 @@ pytestmark = pytest.mark.end_to_end
 BLESS = ("run", "--bless", "--reason", "a drill")
 
 
-@pytest.fixture
-def refused(project: Path) -> Path:
-    """A project whose only candidate the model gate has refused."""
+@pytest.fixture(scope="module")
+def refused_once(taken_in: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose only candidate the model gate has refused, and beside it a copy."""
+    folder = tmp_path_factory.mktemp("refused")
+    shutil.copytree(taken_in, folder, dirs_exist_ok=True)
+    project = folder / "project"
     bounds = ("model_gate.min_class_recall=1.0", "trainer.phases.all.epochs=1")
     graftline(project, "run", *bounds, "trainer.phases.all.rate=1e-9", expect=3)
+    shutil.copytree(project, folder / "copy", symlinks=True)
     return project
+
+
+@pytest.fixture
+def refused(refused_once: Path) -> Path:
+    """The same, as it was: a run's artifacts know where they are, so that it is the one place."""
+    shutil.rmtree(refused_once)
+    shutil.copytree(refused_once.with_name("copy"), refused_once, symlinks=True)
+    return refused_once
 
 
 def versions(project: Path) -> list[int]:

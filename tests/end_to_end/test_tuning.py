@@ -19,7 +19,8 @@ SPACE = "tuner.space={head.dropout: {min: 0.0, max: 0.6}, head.hidden: [[], [16]
 
 @pytest.fixture(scope="module")
 def trainer():
-    return PRETRAINED
+    # Which values win is not what these tests are about.
+    return PRETRAINED.replace("epochs: 20", "epochs: 6")
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def test_the_next_run_trains_with_what_was_found(searched):
 
 
 def test_a_search_that_was_killed_goes_on_with_the_trials_it_has(project):
-    command = Command(project, "tune", SPACE, "tuner.trials=6")
+    command = Command(project, "tune", SPACE, "tuner.trials=5")
     while len(done(project)) < 2:
         assert command.process.is_alive(), command.output
         time.sleep(0.05)
@@ -88,10 +89,10 @@ def test_a_search_that_was_killed_goes_on_with_the_trials_it_has(project):
     assert command.wait() == -signal.SIGKILL
     before = done(project)
     graftline(project, "resume")
-    assert len(trials(project)) == 6
+    assert len(trials(project)) == 5
     log = (project / "runs" / last_run(project).run_id / "run.log").read_text()
     for number in range(1, len(before) + 1):
-        assert log.count(f"trial {number}/6  error") == 1
+        assert log.count(f"trial {number}/5  error") == 1
     assert not done(project)
 
 
