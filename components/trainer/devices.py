@@ -177,7 +177,7 @@ def _tpu() -> tf.distribute.Strategy:
 
 
 def _gainful(gpus: Sequence[tf.config.PhysicalDevice]) -> str:
-    """The precision at which GPUs, or else processors, are fastest."""
+    """The precision at which GPUs are fastest; on processors that is float32."""
     capabilities = [
         tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0))
         for gpu in gpus

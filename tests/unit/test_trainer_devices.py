@@ -84,6 +84,66 @@ def test_processes_of_their_own_get_gpus_by_the_names_that_this_one_sees(
     assert gpus_by_name(wanted) == names
 
 
+class Machine:
+    """What TensorFlow is told of GPUs in place of a driver, and what it is asked for in turn."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, *capabilities: tuple[int, int]):
+        self.gpus = [
+            tf.config.PhysicalDevice(f"/physical_device:GPU:{number}", "GPU")
+            for number in range(len(capabilities))
+        ]
+        self.visible, self.growing = list(self.gpus), []
+        self.strategies: list[str] = []
+        details = dict(zip(self.gpus, capabilities, strict=True))
+        patch.setattr(tf.config, "list_physical_devices", lambda kind: self.gpus)
+        patch.setattr(tf.config, "get_visible_devices", lambda kind: self.visible)
+        patch.setattr(tf.config, "set_visible_devices", self._show)
+        experimental = tf.config.experimental
+        patch.setattr(experimental, "get_memory_growth", lambda gpu: gpu in self.growing)
+        patch.setattr(experimental, "set_memory_growth", lambda gpu, on: self.growing.append(gpu))
+        patch.setattr(
+            experimental, "get_device_details", lambda gpu: {"compute_capability": details[gpu]}
+        )
+        patch.setattr(tf.distribute, "MirroredStrategy", self._mirror)
+
+    def _show(self, gpus: list[tf.config.PhysicalDevice], kind: str) -> None:
+        self.visible = gpus
+
+    def _mirror(self) -> tf.distribute.Strategy:
+        self.strategies.append("mirrored")
+        return tf.distribute.get_strategy()
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "wanted", "mirrored", "precision"),
+    [
+        ([(8, 0)], None, False, "float16"),
+        ([(6, 1)], None, False, "float32"),
+        ([(9, 0), (9, 0)], None, True, "float16"),
+        ([(9, 0), (6, 1)], None, True, "float32"),
+        ([(9, 0), (6, 1)], (0,), False, "float16"),
+    ],
+)
+def test_several_gpus_are_mirrored_and_those_with_tensor_cores_compute_in_16_bits(
+    monkeypatch, capabilities, wanted, mirrored, precision
+):
+    machine = Machine(monkeypatch, *capabilities)
+    hardware = Hardware.find(TrainerConfig(devices=wanted))
+    assert machine.strategies == ["mirrored"] * mirrored
+    assert hardware.precision == precision
+
+
+def test_gpus_that_are_chosen_are_all_that_is_seen_and_their_memory_grows(monkeypatch):
+    machine = Machine(monkeypatch, (8, 0), (8, 0), (8, 0))
+    Hardware.find(TrainerConfig(devices=(2, 0)))
+    assert machine.visible == machine.growing == [machine.gpus[2], machine.gpus[0]]
+
+
+def test_a_precision_that_is_configured_is_taken_whatever_there_is(monkeypatch):
+    Machine(monkeypatch, (9, 0))
+    assert Hardware.find(TrainerConfig(precision="float32")).precision == "float32"
+
+
 def test_models_are_made_at_the_precision_and_the_process_goes_on_as_before():
     hardware = Hardware(tf.distribute.get_strategy(), 0, 1, "bfloat16")
     with hardware.scope():
