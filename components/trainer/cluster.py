@@ -2,7 +2,8 @@
 
 TensorFlow finds them in the environment variable TF_CONFIG. The chief runs the pipeline; when it
 comes to the Trainer, it leaves what is to be trained in the project's folder, which all machines
-share, and `graftline work` on the others takes part.
+share, and `graftline work` on the others takes part. Each leaves a note there that it does, or why
+it does so no more.
 """
 
 from __future__ import annotations
@@ -66,23 +67,58 @@ def _tf_config() -> Mapping[str, Any]:
 
 
 @contextlib.contextmanager
-def announced(folder: Path, function: str, arguments: Mapping[str, Any]) -> Iterator[None]:
+def announced(folder: Path, function: str, arguments: Mapping[str, Any]) -> Iterator[str]:
     """Lets the other machines know of a training for as long as it goes on.
 
     Args:
         folder: where they look.
         function: `package.module:name` of what they call.
         arguments: plain data.
+
+    Yields:
+        the training's token.
     """
     one = Announcement(token=uuid.uuid4().hex, function=function, arguments=dict(arguments))
     folder.mkdir(parents=True, exist_ok=True)
-    staged = folder / f".{_FILE}"
-    staged.write_bytes(msgspec.json.encode(one))
-    staged.replace(folder / _FILE)
+    _empty(folder)
+    _put(folder / _FILE, msgspec.json.encode(one))
     try:
-        yield
+        yield one.token
     finally:
-        (folder / _FILE).unlink(missing_ok=True)
+        _empty(folder)
+
+
+def _empty(folder: Path) -> None:
+    """Removes what trainings have left."""
+    for path in folder.iterdir():
+        path.unlink(missing_ok=True)
+
+
+def _put(path: Path, content: bytes) -> None:
+    staged = path.with_name(f".{path.name}")
+    staged.write_bytes(content)
+    staged.replace(path)
+
+
+def leave_note(folder: Path, token: str, worker: int, failure: str = "") -> None:
+    """Tells the chief that a worker takes part in a training, or why it does so no more.
+
+    Args:
+        folder: where the training was announced.
+        token: of the training.
+        worker: its number.
+        failure: in words; empty: it takes part.
+    """
+    with contextlib.suppress(FileNotFoundError):  # the chief has gone and removed it all
+        _put(folder / f"{token}.{worker}", failure.encode())
+
+
+def notes(folder: Path, token: str) -> dict[int, str]:
+    """What workers have left in a training: why each has failed, empty where it takes part."""
+    found = {}
+    for path in folder.glob(f"{token}.*"):
+        found[int(path.suffix.removeprefix("."))] = path.read_text("utf-8", errors="replace")
+    return found
 
 
 def under_way(folder: Path) -> Announcement | None:

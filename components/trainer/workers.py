@@ -24,6 +24,9 @@ from typing import Any
 from graftline.components.progress import listen, report
 from graftline.components.trainer.cluster import (
     announced,
+    cluster_size,
+    leave_note,
+    notes,
     under_way,
     wait_for_another,
     worker_number,
@@ -86,10 +89,41 @@ def train_as_chief(function: str, arguments: Mapping[str, Any], folder: Path) ->
         folder: where the others learn of it.
 
     Raises:
-        UserError, RuntimeError: as `train_in_workers`.
+        UserError, RuntimeError: as `train_in_workers`; also where a worker of another machine died.
     """
-    with announced(folder, function, arguments):
-        _run(function, arguments, [{}])
+    with announced(folder, function, arguments) as token:
+        others = _Others(folder, token)
+        try:
+            _run(function, arguments, [{}], others.check)
+        except RuntimeError:
+            # Of another machine's end this process may have seen a broken connection only.
+            deadline = time.monotonic() + _GRACE
+            while time.monotonic() < deadline:
+                others.check()
+                time.sleep(_POLL)
+            raise
+
+
+class _Others:
+    """The workers of other machines, as far as they have told."""
+
+    def __init__(self, folder: Path, token: str) -> None:
+        self._folder, self._token = folder, token
+        self._missing: list[int] = []
+
+    def check(self) -> None:
+        """Raises what ended one of them, and says for which of them the training waits."""
+        found = notes(self._folder, self._token)
+        for failure in found.values():
+            if failure:
+                raise RuntimeError(failure)
+        missing = [number for number in range(1, cluster_size()) if number not in found]
+        if missing and missing != self._missing:
+            report(
+                f"waiting for worker {', '.join(map(str, missing))} of the cluster: "
+                "`graftline work` takes part there"
+            )
+        self._missing = missing
 
 
 def take_part(folder: Path, tell: Callable[[str], None], *, once: bool) -> None:
@@ -116,6 +150,7 @@ def take_part(folder: Path, tell: Callable[[str], None], *, once: bool) -> None:
         token = one.token
         tell("training")
         worker = _Worker(worker_number(), one.function, one.arguments, {})
+        leave_note(folder, token, worker_number())
         try:
             # A chief that was killed leaves its announcement until it begins the next training.
             while worker.is_running and (under_way(folder) or one).token == token:
@@ -123,6 +158,7 @@ def take_part(folder: Path, tell: Callable[[str], None], *, once: bool) -> None:
             worker.check()
             tell("the chief began anew" if worker.is_running else "trained")
         except (UserError, RuntimeError) as error:
+            leave_note(folder, token, worker_number(), str(error))
             if once:
                 raise
             tell(str(error))
@@ -131,9 +167,12 @@ def take_part(folder: Path, tell: Callable[[str], None], *, once: bool) -> None:
 
 
 def _run(
-    function: str, arguments: Mapping[str, Any], environments: Sequence[Mapping[str, str]]
+    function: str,
+    arguments: Mapping[str, Any],
+    environments: Sequence[Mapping[str, str]],
+    watch: Callable[[], None] = lambda: None,
 ) -> None:
-    """Runs one process per environment until all have ended or one has failed."""
+    """Runs one process per environment until all have ended, one has failed or `watch` raises."""
     workers: list[_Worker] = []
     try:
         for number, environment in enumerate(environments):
@@ -141,6 +180,7 @@ def _run(
         while any(worker.is_running for worker in workers):
             for worker in workers:
                 worker.check()
+            watch()
             time.sleep(_POLL)
         for worker in workers:
             worker.check()

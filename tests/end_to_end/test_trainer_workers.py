@@ -133,6 +133,33 @@ def test_a_cluster_of_machines_trains_one_model(project):
     assert not list(project.glob("tfx/cluster/*"))
 
 
+def test_a_chief_says_whom_it_waits_for_and_why_the_worker_of_another_machine_died(project):
+    machines = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    tasks = [
+        {"cluster": {"worker": machines}, "task": {"type": "worker", "index": index}}
+        for index in range(2)
+    ]
+    chief, other = ({"TF_CONFIG": json.dumps(task)} for task in tasks)
+    long = ("trainer.phases.all.epochs=5000", "trainer.patience=5000")
+    running = Command(project, "run", *long, environment=chief)
+    log = project / "runs" / "run-0001" / "run.log"
+    while not log.exists() or "waiting for worker 1 of the cluster" not in log.read_text():
+        assert running.process.is_alive(), running.output
+        time.sleep(0.1)
+    working = Command(project, "work", "--once", environment=other)
+    while not there(project, "tfx/checkpoints/*/state.npz"):
+        assert running.process.is_alive(), running.output
+        time.sleep(0.1)
+    [worker] = workers_of(working.process.pid)
+    os.kill(worker, signal.SIGKILL)
+
+    assert running.wait() == 1
+    assert "Worker 1 of the training was killed by signal 9" in running.output
+    assert working.wait() == 1
+    assert not workers_of(running.process.pid)
+    assert not list(project.glob("tfx/cluster/*"))
+
+
 def test_where_there_is_no_cluster_there_is_no_part_to_take(project):
     assert "no part to take" in graftline(project, "work", expect=2)
 
