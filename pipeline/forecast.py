@@ -34,6 +34,8 @@ _KNOBS = {
     TRAINER: "lower trainer.batch_size or image.size",
 }
 _UP_OF_EPOCH = 1 / 3
+# Of the machine, in KiB in the first line; of the container that this runs in, in bytes.
+_MEMORY, _CONTAINERS_MEMORY = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
 _CLUSTER = "let a cluster run the Beam stages (beam.runner)"
 
 
@@ -385,9 +387,12 @@ def _existing(folder: Path) -> Path:
 
 
 def _memory_mb() -> float:
-    """All memory of this machine; 0 where the system does not tell."""
+    """All memory of this machine, or of this container; 0 where the system does not tell."""
     try:
-        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        lines = _MEMORY.read_text("ascii").splitlines()
     except OSError:
         return 0.0
-    return int(lines[0].split()[1]) / 1024
+    found = int(lines[0].split()[1]) / 1024
+    with contextlib.suppress(OSError, ValueError):  # `max` where nothing limits it
+        found = min(found, int(_CONTAINERS_MEMORY.read_text("ascii")) / 1e6)
+    return found

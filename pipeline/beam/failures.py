@@ -82,7 +82,8 @@ _CAUSES: tuple[tuple[str, str], ...] = (
         "exponential-delay), so that the next loss costs only time.",
     ),
     (
-        r"StatusCode\.UNAVAILABLE|failed to connect to all addresses|Socket closed",
+        r"StatusCode\.UNAVAILABLE|failed to connect to all addresses|Socket closed|"
+        r"FutureTimeoutError",
         "the job server went away while the stage was under way. Start it again.",
     ),
     (
@@ -90,13 +91,17 @@ _CAUSES: tuple[tuple[str, str], ...] = (
         "the workers do not find a file that was written here: all machines have to see the "
         "project's folders under the same path (a shared volume).",
     ),
-    (
-        r"[Uu]nknown (urn|transform|environment)|[Uu]nsupported|UNIMPLEMENTED|"
-        r"No translator known|not supported",
-        "the job server cannot run the pipelines of this Beam. Take the one of the same version of "
-        "Beam, for the version of the cluster.",
-    ),
 )
+# The same of a job server, which says it in Java or before any of our code runs.
+_UNABLE = (
+    r"[Uu]nknown (urn|transform|environment)|[Uu]nsupported|UNIMPLEMENTED|"
+    r"No translator known|not supported",
+    "the job server cannot run the pipelines of this Beam. Take the one of the same version of "
+    "Beam, for the version of the cluster.",
+)
+_TRACEBACK = "Traceback (most recent call last)"
+# What code of ours raises by mistake, and no cluster.
+_MISTAKES = (TypeError, AttributeError, LookupError, ArithmeticError, AssertionError, NameError)
 
 
 @contextmanager
@@ -118,11 +123,14 @@ def explained(config: BeamConfig, node: str, afterwards: str = _AFTERWARDS) -> I
     except Exception as error:
         stage = next((stage for stage in STAGES if stage == node), None)
         runner = config.runner_of(stage) if stage else "direct"
-        told = None if runner == "direct" else cause(str(error), config)
+        if runner == "direct" or isinstance(error, _MISTAKES):
+            raise
+        text = str(error) or type(error).__name__
+        told = cause(text, config)
         if told is None:
             raise
         raise UserError(
-            f"{node} failed on {runner}: {told} It said: {_first_line(str(error))}\n{afterwards}"
+            f"{node} failed on {runner}: {told} It said: {_first_line(text)}\n{afterwards}"
         ) from error
 
 
@@ -134,7 +142,9 @@ def cause(text: str, config: BeamConfig) -> str | None:
         "docker": f"the image {config.workers.image} (beam.workers.image)",
         "loopback": "this command",
     }[config.workers.start]
-    for pattern, advice in _CAUSES:
+    # In a worker's traceback the words are those of Python, such as `unsupported operand`.
+    causes = _CAUSES if _TRACEBACK in text else (*_CAUSES, _UNABLE)
+    for pattern, advice in causes:
         if re.search(pattern, text):
             return advice.format(start=start)
     return None
@@ -143,7 +153,7 @@ def cause(text: str, config: BeamConfig) -> str | None:
 def _first_line(text: str) -> str:
     """What counts of a runner's message: without its job's name, a traceback's last line."""
     said = re.sub(r"^Pipeline \S+ failed in state FAILED: ", "", text).strip()
-    if "Traceback (most recent call last)" in said:
+    if _TRACEBACK in said:
         said = [line for line in said.splitlines() if line.strip()][-1].strip()
     line = " ".join(said.split())
     return line if len(line) <= _SAID else f"{line[:_SAID]} …"

@@ -125,6 +125,25 @@ def test_what_is_not_known_stays_a_crash():
     assert cause("division by zero", config) is None
 
 
+@pytest.mark.parametrize(
+    "said", ["unsupported operand type(s) for +", "'<' not supported between instances of 'str'"]
+)
+def test_a_mistake_in_python_is_not_blamed_on_the_job_server(said):
+    config = BeamConfig(runner="flink", job_server="flink:8099")
+    with pytest.raises(TypeError), explained(config, "Transform"):
+        raise TypeError(said)
+    of_a_worker = f"Error received from SDK harness: Traceback (most recent call last)\n{said}"
+    with pytest.raises(RuntimeError, match="SDK harness"), explained(config, "Transform"):
+        raise RuntimeError(of_a_worker)
+    assert cause("java.lang.UnsupportedOperationException", config) is not None
+
+
+def test_a_job_server_that_does_not_answer_in_time_is_one_that_went_away():
+    config = BeamConfig(runner="flink", job_server="flink:8099")
+    with pytest.raises(UserError, match="job server went away"), explained(config, "Transform"):
+        raise grpc.FutureTimeoutError
+
+
 def test_a_stage_on_this_machine_keeps_its_error():
     with pytest.raises(RuntimeError), explained(BeamConfig(), "Transform"):
         raise RuntimeError("Insufficient number of network buffers")

@@ -15,6 +15,7 @@ from ml_metadata.proto import metadata_store_pb2
 from graftline.components.ingest.spans import SUMMARY, Summary
 from graftline.components.trainer.config import TrainerConfig
 from graftline.components.trainer.record import Best, Epoch, Phase, TrainingRecord
+from graftline.pipeline import forecast
 from graftline.pipeline.cli.main import main
 from graftline.pipeline.config import Config, load_config, write_config
 from graftline.pipeline.cost_model import fit
@@ -310,3 +311,18 @@ def test_a_line_is_never_below_zero_and_says_when_it_is_a_guess():
     assert (steep.fixed, steep.slope > 0) == (0.0, True)
     assert fit([(100, 10.0)], "StatisticsGen").guessed
     assert fit([(100, 2.0)], "StatisticsGen").slope == 0
+
+
+@pytest.mark.parametrize("limited", ["machine", "container"])
+def test_memory_that_does_not_do_is_told_with_the_knob_to_turn(
+    machine, graftline, monkeypatch, limited
+):
+    for images in (300, 900):
+        machine.run(images)
+    memory, of_container = machine.folder / "meminfo", machine.folder / "memory.max"
+    memory.write_text(f"MemTotal: {(400 if limited == 'machine' else 4000) * 1024} kB\n")
+    of_container.write_text("max\n" if limited == "machine" else "400000000\n")
+    monkeypatch.setattr(forecast, "_MEMORY", memory)
+    monkeypatch.setattr(forecast, "_CONTAINERS_MEMORY", of_container)
+    said = " ".join(graftline("--images", "1000")[1].split())
+    assert "Memory does not do for Trainer: 1,000 MB are wanted, the machine has 400: lower" in said
