@@ -296,7 +296,7 @@ def test_nobody_is_reached_but_by_a_policy(production):
         "graftline-metadata-backup": set(),
         "graftline-watch": set(),
         "graftline-workbench": set(),
-        "graftline-beam-jobs": {"step"},
+        "graftline-beam-jobs": {"step", "graftline-watch", "graftline-workbench"},
         "graftline-flink": {"graftline-flink", "graftline-beam-jobs"},
     }
     assert _allowed(production, labels["step"]) == set()
@@ -309,6 +309,10 @@ def test_nobody_is_reached_but_by_a_policy(production):
         ("step", "graftline-metadata", 3306),
         ("step", "graftline-beam-jobs", 8099),
         ("step", "graftline-beam-jobs", 8098),
+        ("graftline-watch", "graftline-beam-jobs", 8099),
+        ("graftline-watch", "graftline-beam-jobs", 8098),
+        ("graftline-workbench", "graftline-beam-jobs", 8099),
+        ("graftline-workbench", "graftline-beam-jobs", 8098),
         ("step", "tensorflow-serving", 8500),
         ("graftline-workbench", "tensorflow-serving", 8501),
         ("worker", "graftline-metadata", 3306),
