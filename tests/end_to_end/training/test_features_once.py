@@ -28,6 +28,8 @@ def test_the_next_training_computes_features_of_new_images_only(train, tmp_path,
     assert train(tmp_path / "2", None, kept, phases=PHASES).features_computed == 18
     record = train(tmp_path / "3", None, kept, phases=PHASES)
     assert record.features_computed == 0
+    # A window that leaves a span out finds those of the others.
+    assert train(tmp_path / "5", first, kept, phases=PHASES).features_computed == 0
     afresh = train(tmp_path / "4", phases=PHASES)
     for phase, other in zip(record.phases, afresh.phases, strict=True):
         assert phase.epochs[-1].loss == pytest.approx(other.epochs[-1].loss, rel=1e-4)
