@@ -42,6 +42,8 @@ def build(handle: str, size: int, cache: Path) -> tf_keras.Model:
         # Its graph was made in float32 and takes nothing else.
         layer = tensorflow_hub.KerasLayer(handle, trainable=True, name="hub", dtype="float32")
         features = layer(image)
+    except tf.errors.ResourceExhaustedError:
+        raise
     except (tf.errors.OpError, IndexError) as error:  # the reader of variables translates some
         raise UserError(
             f"The network {handle} in {folder} cannot be read ({error}): it is torn. "
