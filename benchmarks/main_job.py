@@ -10,9 +10,9 @@ All contenders run one after the other on this machine, in this order, in proces
 The images on which the tf.data form of the script validates are Graftline's test split; of the
 others Graftline keeps a tenth for early stopping. The generator form holds out the first fifth of
 each class by name, and so gets links to the images whose names put the test split first: it
-validates on the same images, but for the few per class by which a fifth of it is more or less;
-their share is printed. Prints seconds per node, totals, accuracy and
-peak memory of each contender, as a table and as one JSON line.
+validates on the same images, but for the few per class by which a fifth of it is more or less.
+Prints their share, and seconds per node, totals, accuracy and peak memory of each contender, as a
+table and as one JSON line.
 """
 
 from __future__ import annotations

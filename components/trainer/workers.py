@@ -95,13 +95,11 @@ def train_as_chief(function: str, arguments: Mapping[str, Any], folder: Path) ->
         others = _Others(folder, token)
         try:
             _run(function, arguments, [{}], others.check)
-        except RuntimeError:
-            # Of another machine's end this process may have seen a broken connection only.
-            deadline = time.monotonic() + _GRACE
-            while time.monotonic() < deadline:
-                others.check()
-                time.sleep(_POLL)
-            raise
+        except RuntimeError as error:
+            # Whoever died first, the others may have seen no more than a broken connection: all
+            # of them are heard.
+            said = dict.fromkeys([str(error), *others.wait_for_failures()])
+            raise RuntimeError("\n".join(said)) from error
 
 
 class _Others:
@@ -111,12 +109,20 @@ class _Others:
         self._folder, self._token = folder, token
         self._missing: list[int] = []
 
+    def wait_for_failures(self) -> list[str]:
+        """Why some of them have ended, as soon as one has told; not for long."""
+        deadline = time.monotonic() + _GRACE
+        while True:
+            failures = [one for one in notes(self._folder, self._token).values() if one]
+            if failures or time.monotonic() > deadline:
+                return failures
+            time.sleep(_POLL)
+
     def check(self) -> None:
         """Raises what ended one of them, and says for which of them the training waits."""
         found = notes(self._folder, self._token)
-        for failure in found.values():
-            if failure:
-                raise RuntimeError(failure)
+        for failure in filter(None, found.values()):
+            raise RuntimeError(failure)
         missing = [number for number in range(1, cluster_size()) if number not in found]
         if missing and missing != self._missing:
             report(

@@ -114,11 +114,15 @@ def test_workers_whose_training_diverges_keep_the_model_of_their_best_epoch(proj
     assert list(project.glob("tfx/last_good/saved_model.pb"))
 
 
+def two_machines() -> list[dict[str, str]]:
+    """The environments of two machines of one cluster, the chief's first."""
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
+    tasks = [{"cluster": cluster, "task": {"type": "worker", "index": n}} for n in range(2)]
+    return [{"TF_CONFIG": json.dumps(task)} for task in tasks]
+
+
 def test_a_cluster_of_machines_trains_one_model(project):
-    machines = [f"127.0.0.1:{port}" for port in free_ports(2)]
-    cluster, first = {"worker": machines}, {"type": "worker", "index": 0}
-    chief = {"TF_CONFIG": json.dumps({"cluster": cluster, "task": first})}
-    other = {"TF_CONFIG": json.dumps({"cluster": cluster, "task": {**first, "index": 1}})}
+    chief, other = two_machines()
     refused = Command(project, "run", environment=other)
     assert refused.wait() == 2
     assert "Run `graftline work` here" in refused.output
@@ -134,12 +138,7 @@ def test_a_cluster_of_machines_trains_one_model(project):
 
 
 def test_a_chief_says_whom_it_waits_for_and_why_the_worker_of_another_machine_died(project):
-    machines = [f"127.0.0.1:{port}" for port in free_ports(2)]
-    tasks = [
-        {"cluster": {"worker": machines}, "task": {"type": "worker", "index": index}}
-        for index in range(2)
-    ]
-    chief, other = ({"TF_CONFIG": json.dumps(task)} for task in tasks)
+    chief, other = two_machines()
     long = ("trainer.phases.all.epochs=5000", "trainer.patience=5000")
     running = Command(project, "run", *long, environment=chief)
     log = project / "runs" / "run-0001" / "run.log"

@@ -44,16 +44,15 @@ def build(handle: str, size: int, cache: Path) -> tf_keras.Model:
         features = layer(image)
     except tf.errors.ResourceExhaustedError:
         raise
-    except (tf.errors.OpError, IndexError) as error:  # the reader of variables translates some
-        raise UserError(
-            f"The network {handle} in {folder} cannot be read ({error}): it is torn. "
-            "Delete that folder, to have it fetched again."
-        ) from error
-    except OSError as error:
+    except (
+        tf.errors.OpError,
+        IndexError,
+        OSError,
+    ) as error:  # variables are read with the first two
         if folder.is_dir():
             raise UserError(
-                f"The network {handle} in {folder} cannot be read ({error}): it lacks files. "
-                "Delete that folder, to have it fetched again."
+                f"The network {handle} in {folder} cannot be read ({error}): files are torn or "
+                "missing. Delete that folder, to have it fetched again."
             ) from error
         raise UserError(
             f"The network {handle} is not on this machine and could not be downloaded ({error}). "
