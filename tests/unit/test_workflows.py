@@ -217,11 +217,12 @@ def test_the_patterns_of_changed_files_match_code_and_configuration():
     assert shutil.which("bash")
 
 
+@pytest.mark.parametrize("kubectl", [True, False])
 @pytest.mark.parametrize(
     ("user", "sudo", "installs"), [(0, False, True), (1000, True, True), (1000, False, False)]
 )
 def test_ci_installs_its_tools_as_root_or_where_sudo_asks_for_no_password(
-    tmp_path, user, sudo, installs
+    tmp_path, user, sudo, installs, kubectl
 ):
     said = tmp_path / "said"
     scripts = {
@@ -232,18 +233,24 @@ def test_ci_installs_its_tools_as_root_or_where_sudo_asks_for_no_password(
         "bin/make": "exit 0",
         "requirements/debian13.sh": "exit 1",
     }
+    if kubectl:
+        scripts["bin/kubectl"] = "exit 0"
     for name, script in scripts.items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
-        path.write_text(f"#!/bin/bash\n{script}\n")
+        path.write_text(f"#!{shutil.which('bash')}\n{script}\n")
         path.chmod(0o755)
+    # Nothing else is to be found, so that it does not matter what this machine has.
+    for name in ("bash", "dirname", "env", "true"):
+        (tmp_path / "bin" / name).symlink_to(str(shutil.which(name)))
     (tmp_path / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
-    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
-    done = subprocess.run([tmp_path / ".ci" / "run"], env={"PATH": path}, check=False)
+    done = subprocess.run(
+        [tmp_path / ".ci" / "run"], env={"PATH": str(tmp_path / "bin")}, check=False
+    )
     assert done.returncode == 0
     lines = said.read_text().splitlines() if said.exists() else []
     assert ("sudo" in lines) == (user != 0)
-    update = ["apt-get update as noninteractive"]
-    install = ["apt-get install as noninteractive"] * 2
-    assert [line for line in lines if line != "sudo"] == (update + install if installs else [])
+    update, install = (f"apt-get {one} as noninteractive" for one in ("update", "install"))
+    expected = [update, install, install] + ([] if kubectl else [update, install])
+    assert [line for line in lines if line != "sudo"] == (expected if installs else [])
