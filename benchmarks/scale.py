@@ -1,10 +1,10 @@
 """What more images cost: stages, memory, disk, a drop after a long history, batch prediction, plan.
 
-    python benchmarks/scale.py IMAGES WEIGHTS [--parts stages history processes predict plan]
+    python benchmarks/scale.py IMAGES [WEIGHTS] [--parts stages history processes predict plan]
                                [--sizes 1000 10000] [--side 96] [--folder DIR] [--json FILE]
 
 IMAGES   folder with one sub-folder per class
-WEIGHTS  MobileNetV2 0.35 no-top weights (h5)
+WEIGHTS  MobileNetV2 0.35 no-top weights (h5); without them the default network is trained
 
 Images are IMAGES turned, resized to so many pixels and recompressed; their classes stay. Commands
 run in processes of their own, one after the other. DIR keeps the projects; without it they go.
@@ -101,20 +101,23 @@ class Maker:
 class Bench:
     """A project to measure, and what is measured on it."""
 
-    def __init__(self, folder: Path, images: Path, weights: Path, side: int) -> None:
+    def __init__(self, folder: Path, images: Path, weights: Path | None, side: int) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.project = folder / "project"
         self.log = folder / "log.txt"
         self.maker = Maker(images, side)
         self.network = [
-            "trainer.backbone=mobilenet_v2",
-            "trainer.alpha=0.35",
-            f"trainer.weights={weights}",
             f"image.size={side}",
             "model_gate.min_accuracy=0.0",
             "model_gate.min_class_recall=0.0",
         ]
+        if weights:
+            self.network += [
+                "trainer.backbone=mobilenet_v2",
+                "trainer.alpha=0.35",
+                f"trainer.weights={weights}",
+            ]
 
     def command(self, *arguments: str) -> tuple[float, float, str]:
         """Seconds, peak memory in MB and output of a command on the project."""
@@ -311,7 +314,7 @@ def main() -> None:
     """Measures the parts that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("images", type=Path)
-    parser.add_argument("weights", type=Path)
+    parser.add_argument("weights", type=Path, nargs="?")
     parser.add_argument("--parts", nargs="+", default=list(_PARTS), choices=_PARTS)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000])
     parser.add_argument("--plan-sizes", type=int, nargs="+", default=[500, 2000, 4000])
@@ -319,7 +322,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
-    images, weights = options.images.resolve(), options.weights.resolve()
+    images, weights = options.images.resolve(), options.weights and options.weights.resolve()
     print(json.dumps({"images": str(images), "parts": options.parts, "side": options.side}))
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="graftline-scale-") as name:
