@@ -1,6 +1,6 @@
 """The trainer beside what the machine could do: rates, memory, several workers.
 
-    python benchmarks/training.py IMAGES WEIGHTS [--parts rates precision memory workers]
+    python benchmarks/training.py IMAGES WEIGHTS [--parts rates precision memory workers killed]
                                   [--seeds 1 2 3] [--sizes 1000 4000 16000]
                                   [--backbones resnet50 efficientnet_v2_b0] [--batch 32]
 
@@ -18,7 +18,10 @@ precision
          that time for which the device waits for images, from the same work on a batch that it
          holds. Without a GPU the processor is measured, beside bfloat16, and the output says so.
 memory   peak of `graftline run` on so many images, copies of IMAGES with other bytes.
-workers  accuracy and seconds of the Trainer with one worker and with two, for every seed.
+workers  accuracy and seconds of the Trainer with one worker, with two, and with two that take
+         half the batch each, for every seed.
+killed   accuracy for every seed; and, for the first ones of them, of a run that is killed in each
+         phase and resumed.
 
 The whole pipeline beside the script that a user would have written is `benchmarks/main_job.py`.
 """
@@ -27,6 +30,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -47,8 +52,10 @@ if TYPE_CHECKING:
     from graftline.components.trainer.devices import Hardware
     from graftline.components.trainer.inputs import Images
 
+_GRAFTLINE = [sys.executable, "-m", "graftline.pipeline.cli.main"]
 _ROUNDS = 3
 _BATCH = 32
+_KILLED = 2
 # Batches that are timed of each network, after some that warm up.
 _TIMED_ON_GPU, _TIMED_ON_PROCESSOR = 100, 3
 # What a Beam function finds in its process: it cannot carry a network.
@@ -58,7 +65,7 @@ _held: dict[str, Any] = {}
 def begin(folder: Path, images: Path, weights: Path) -> tuple[Path, list[str]]:
     """A project with the images taken in, and the overrides of the network that is measured."""
     project = folder / "project"
-    command = [sys.executable, "-m", "graftline.pipeline.cli.main", "init", str(project)]
+    command = [*_GRAFTLINE, "init", str(project)]
     subprocess.run([*command, "--images", str(images)], check=True, stdout=subprocess.PIPE)
     graftline(project, "drop", str(images))
     return project, [
@@ -348,7 +355,7 @@ def memory(folder: Path, images: Path, weights: Path, sizes: list[int]) -> None:
         inside = folder / str(size)
         drop.make(originals, size, inside / "images")
         project, overrides = begin(inside, inside / "images", weights)
-        command = [sys.executable, "-m", "graftline.pipeline.cli.main", "run", "--project"]
+        command = [*_GRAFTLINE, "run", "--project"]
         seconds, peak, _ = measured(
             [
                 *(*command, str(project), *overrides),
@@ -366,19 +373,54 @@ def memory(folder: Path, images: Path, weights: Path, sizes: list[int]) -> None:
 def workers(folder: Path, images: Path, weights: Path, seeds: list[int]) -> None:
     """Prints accuracy and seconds of training with one worker and with two."""
     project, overrides = begin(folder, images, weights)
-    for count in (1, 2):
-        found = []
-        for seed in seeds:
-            chosen = [f"trainer.workers={count}", f"trainer.seed={seed}"]
-            graftline(project, "run", "--force", *overrides, *chosen)
-            record, accuracy = last_run(project)
-            seconds = next(node.seconds for node in record.nodes if node.id == "Trainer")
-            found.append(accuracy)
-            print(
-                f"{count} workers  seed {seed}  accuracy {accuracy:.4f}  Trainer {seconds:.0f} s",
-                flush=True,
-            )
-        print(f"{count} workers  mean accuracy {statistics.mean(found):.4f}", flush=True)
+    for count, batch in ((1, _BATCH), (2, _BATCH), (2, _BATCH // 2)):
+        chosen = [*overrides, f"trainer.workers={count}", f"trainer.batch_size={batch}"]
+        name = f"{count} workers with {batch} images each"
+        _with_seeds(project, chosen, seeds, name)
+
+
+def killed(folder: Path, images: Path, weights: Path, seeds: list[int]) -> None:
+    """Prints accuracies of undisturbed runs and of runs that were killed in both phases."""
+    project, overrides = begin(folder, images, weights)
+    _with_seeds(project, overrides, seeds, "undisturbed")
+    for seed in seeds[:_KILLED]:
+        command = [*_GRAFTLINE, "run", "--force", *overrides, f"trainer.seed={seed}"]
+        for phase in ("frozen", "fine_tune"):
+            _kill_in(project, command, phase)
+            command = [*_GRAFTLINE, "resume"]
+        graftline(project, "resume")
+        _, accuracy = last_run(project)
+        print(f"killed in both phases  seed {seed}  accuracy {accuracy:.4f}", flush=True)
+
+
+def _with_seeds(project: Path, overrides: list[str], seeds: list[int], name: str) -> None:
+    found = []
+    for seed in seeds:
+        graftline(project, "run", "--force", *overrides, f"trainer.seed={seed}")
+        record, accuracy = last_run(project)
+        seconds = next(node.seconds for node in record.nodes if node.id == "Trainer")
+        found.append(accuracy)
+        print(f"{name}  seed {seed}  accuracy {accuracy:.4f}  Trainer {seconds:.0f} s", flush=True)
+    print(f"{name}  mean accuracy {statistics.mean(found):.4f}", flush=True)
+
+
+def _kill_in(project: Path, command: list[str], phase: str) -> None:
+    """Starts the command and kills it once the second epoch of the phase is over."""
+
+    def told() -> int:
+        logs = (path.read_text() for path in project.glob("runs/*/*.log"))
+        return sum(log.count(f" {phase} 2/") for log in logs)
+
+    before = told()
+    output = subprocess.DEVNULL
+    with subprocess.Popen(
+        [*command, "--project", str(project)], stdout=output, stderr=output, start_new_session=True
+    ) as process:
+        while told() == before:
+            if process.poll() is not None:
+                raise RuntimeError(f"{command} ended before the second epoch of {phase}")
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def main() -> None:
@@ -404,6 +446,8 @@ def main() -> None:
                 memory(Path(name), images, weights, options.sizes)
             elif part == "workers":
                 workers(Path(name), images, weights, options.seeds)
+            elif part == "killed":
+                killed(Path(name), images, weights, options.seeds)
             else:
                 parser.error(f"there is no part {part!r}")
 
