@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftline.kubeflow.beginning import COMPILE_ANEW, PIPELINE_NAME, nothing_to_do
-from graftline.pipeline import outcome, retrain, run_record
+from graftline.pipeline import outcome, run_record
 from graftline.pipeline.config import FILE_NAME, load_config
 from graftline.pipeline.console import Console
 from graftline.pipeline.execution import candidate_gone
+from graftline.pipeline.interruption import stop_on_signal
 from graftline.pipeline.notify.tell import tell_not_begun, tell_of_run
 from graftline.pipeline.plan import Plan
 from graftline.pipeline.project import Project
@@ -57,7 +58,7 @@ def run(project_folder: Path, runs: Path, run_id: str, name: str) -> str:
     record = _find(runs, run_id)
     project = Project(project_folder, load_config(runs / run_id / "config.yaml"))
     with (
-        retrain.stop_on_signal(),
+        stop_on_signal(),
         _signs_of_life(project, run_id),
         Console(project.runs / run_id / run_record.LOG_NAME) as console,
     ):
@@ -268,7 +269,7 @@ def work(project_folder: Path, runs: Path, run_id: str) -> None:
 
     _find(runs, run_id)
     project = Project(project_folder, load_config(runs / run_id / "config.yaml"))
-    with retrain.stop_on_signal():
+    with stop_on_signal():
         take_part(project.cluster, print, once=True)
 
 

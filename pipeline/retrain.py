@@ -5,16 +5,13 @@ What can be refused is refused here, before anything heavy is imported; `executi
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import os
 import shutil
-import signal
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType
 
 import msgspec
 
@@ -28,6 +25,7 @@ from graftline.pipeline.code_digest import code_digest, file_digest
 from graftline.pipeline.config import load_config, write_config
 from graftline.pipeline.console import Console
 from graftline.pipeline.execution import Execution, Request, candidate_gone, renew_baseline
+from graftline.pipeline.interruption import stop_on_signal
 from graftline.pipeline.notify.tell import tell_of_run
 from graftline.pipeline.plan import FILE_NAME as PLAN_NAME
 from graftline.pipeline.plan import Plan, SpanVersion
@@ -379,17 +377,3 @@ def _check_writable(project: Project) -> None:
             raise UserError(
                 f"The {purpose}, {folder}, cannot be written: {error.strerror}. Nothing was run."
             ) from error
-
-
-@contextlib.contextmanager
-def stop_on_signal() -> Iterator[None]:
-    """Treats a polite kill as Ctrl-C, so that the record is written in both cases."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -143,6 +143,7 @@ def take_part(folder: Path, tell: Callable[[str], None], *, once: bool) -> None:
     Raises:
         UserError: this machine is no worker of a cluster.
         RuntimeError: the only training has failed.
+        KeyboardInterrupt: a person stops it; the chief is told, who would wait for ever.
     """
     if not worker_number():
         raise UserError(
@@ -168,6 +169,10 @@ def take_part(folder: Path, tell: Callable[[str], None], *, once: bool) -> None:
             if once:
                 raise
             tell(str(error))
+        except KeyboardInterrupt:
+            stopped = f"Worker {worker_number()} of the training was interrupted on its machine."
+            leave_note(folder, token, worker_number(), stopped)
+            raise
         finally:
             worker.end()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from graftline.pipeline.cli.project_command import project_command
+from graftline.pipeline.interruption import stop_on_signal
 from graftline.pipeline.project import Project
 
 
@@ -14,4 +15,5 @@ def work(project: Project, as_json: bool, once: bool) -> None:
     """Take part in the trainings of the cluster that TF_CONFIG names."""
     from graftline.components.trainer.workers import take_part
 
-    take_part(project.cluster, lambda line: click.echo(line, err=as_json), once=once)
+    with stop_on_signal():
+        take_part(project.cluster, lambda line: click.echo(line, err=as_json), once=once)

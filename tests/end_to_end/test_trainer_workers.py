@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from commands import PRETRAINED, Command, graftline, there
 from graftline.components import progress
 from graftline.components.trainer.record import TrainingRecord
-from graftline.components.trainer.workers import free_ports, train_in_workers
+from graftline.components.trainer.workers import free_ports, train_as_chief, train_in_workers
 from graftline.serving.errors import UserError
 
 pytestmark = pytest.mark.end_to_end
@@ -157,6 +158,32 @@ def test_a_chief_says_whom_it_waits_for_and_why_the_worker_of_another_machine_di
     assert working.wait() == 1
     assert not workers_of(running.process.pid)
     assert not list(project.glob("tfx/cluster/*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_chief_says_that_the_worker_of_another_machine_was_interrupted(
+    functions, project, tmp_path, monkeypatch, number
+):
+    chief, other = two_machines()
+    working = Command(
+        project, "work", environment={**other, "PYTHONPATH": os.environ["PYTHONPATH"]}
+    )
+    monkeypatch.setenv("TF_CONFIG", chief["TF_CONFIG"])
+
+    def interrupt() -> None:
+        while len(there(tmp_path, "pid-*")) < 2:
+            time.sleep(0.1)
+        os.kill(working.process.pid, number)
+
+    with ThreadPoolExecutor(1) as meanwhile:
+        interrupted = meanwhile.submit(interrupt)
+        with pytest.raises(RuntimeError, match=r"Worker 1 .* was interrupted on its machine"):
+            train_as_chief(
+                f"{functions}:wait", {"folder": str(tmp_path)}, project / "tfx" / "cluster"
+            )
+        interrupted.result()
+    assert working.wait() == 130, working.output
+    assert not workers_of(working.process.pid)
 
 
 def test_where_there_is_no_cluster_there_is_no_part_to_take(project):
