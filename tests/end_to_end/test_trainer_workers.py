@@ -1,6 +1,7 @@
 """Several workers on this machine: what comes of it, and what happens when one dies or errs."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,9 +11,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from commands import PRETRAINED, Command, graftline, there
+from commands import PRETRAINED, Command, answer, graftline, there
 from graftline.components import progress
 from graftline.components.trainer.record import TrainingRecord
 from graftline.components.trainer.workers import free_ports, train_as_chief, train_in_workers
@@ -202,12 +204,23 @@ def test_a_run_whose_worker_is_killed_ends_with_the_reason_and_is_resumed(projec
     assert running.wait() == 1
     assert "Worker 1 of the training was killed by signal 9" in running.output
     assert not workers_of(running.process.pid)
+    # Both have trained on whole batches of 16, which are as many fewer steps.
+    [span] = answer(project, "drops")
+    assert steps_per_epoch(project) == math.ceil(sum(span["counts"]["train"].values()) / (2 * 16))
     resumed = Command(project, "resume")
     log = project / "runs" / "run-0001" / "run.log"
     while "goes on after epoch" not in log.read_text():
         assert resumed.process.is_alive(), resumed.output
         time.sleep(0.1)
     os.kill(resumed.process.pid, signal.SIGKILL)
+
+
+def steps_per_epoch(project: Path) -> float:
+    """How many the optimiser has taken, by what the training has left."""
+    [path] = project.glob("tfx/checkpoints/*/state.npz")
+    with np.load(path) as stored:
+        epochs = json.loads(bytes(stored["told"]))["epochs"]
+        return int(stored["optimizer_0"]) / len(epochs)
 
 
 def workers_of(parent: int) -> list[int]:
