@@ -12,7 +12,7 @@ import msgspec
 import tensorflow as tf
 import tensorflow_transform as tft
 
-from graftline.components.trainer.autograph import leave_keras_unconverted
+from graftline.components.trainer.autograph import leave_libraries_unconverted
 from graftline.components.trainer.checkpoint import Checkpoints
 from graftline.components.trainer.cluster import cluster_size
 from graftline.components.trainer.config import ImageConfig, TrainerConfig
@@ -107,7 +107,7 @@ def make_training(arguments: Mapping[str, Any], hardware: Hardware) -> Training:
         arguments: what `run_fn` passes on, plain data.
         hardware: what it runs on.
     """
-    leave_keras_unconverted()
+    leave_libraries_unconverted()
     settings, logs = arguments["settings"], arguments["logs"]
     config = msgspec.convert(settings["trainer"], TrainerConfig)
     transform = tft.TFTransformOutput(arguments["transform"])

@@ -227,8 +227,8 @@ from pathlib import Path
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
-from graftline.components.trainer.autograph import leave_keras_unconverted
-leave_keras_unconverted()
+from graftline.components.trainer.autograph import leave_libraries_unconverted
+leave_libraries_unconverted()
 import tf_keras
 from graftline.components.trainer.checkpoint import State
 from graftline.components.trainer.config import PhaseConfig, TrainerConfig

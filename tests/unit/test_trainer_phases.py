@@ -1,5 +1,6 @@
 """One phase of training: when it ends, which weights it ends with."""
 
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import tensorflow as tf
 import tf_keras
 from tensorflow.python.autograph.core import config
 
-from graftline.components.trainer.autograph import leave_keras_unconverted
+from graftline.components.trainer.autograph import leave_libraries_unconverted
 from graftline.components.trainer.checkpoint import State, get_weights
 from graftline.components.trainer.config import PhaseConfig, TrainerConfig
 from graftline.components.trainer.devices import Hardware
@@ -18,7 +19,7 @@ from graftline.components.trainer.record import Best, Phase
 FEATURES = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
 LABELS = (FEATURES[:, 0] > 0).astype(np.int64)
 
-leave_keras_unconverted()
+leave_libraries_unconverted()
 
 
 def linear() -> tf_keras.Model:
@@ -61,10 +62,12 @@ def run(
     return phase, state.best
 
 
-def test_keras_is_left_unconverted_by_one_rule_however_often_one_asks():
-    leave_keras_unconverted()
-    rules = [rule for rule in config.CONVERSION_RULES if rule.matches("tf_keras.src.layers")]
-    assert [rule.get_action(tf_keras).name for rule in rules] == ["DO_NOT_CONVERT"]
+@pytest.mark.parametrize("module", ["tf_keras.src.layers", "tensorflow_transform.output_wrapper"])
+def test_libraries_are_left_unconverted_by_one_rule_however_often_one_asks(module):
+    leave_libraries_unconverted()
+    rules = [rule for rule in config.CONVERSION_RULES if rule.matches(module)]
+    library = importlib.import_module(module)
+    assert [rule.get_action(library).name for rule in rules] == ["DO_NOT_CONVERT"]
 
 
 def test_a_phase_that_improves_runs_all_its_epochs(tmp_path):
