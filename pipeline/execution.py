@@ -167,7 +167,7 @@ class Execution:
         from graftline.pipeline.local_runner import run_pipeline
 
         ir = compile_pipeline(self._project, plan, extent)
-        # A resumed run goes by the same name: a node that failed takes its execution up again.
+        # A resumed run goes by the same name: nodes that are done are not looked at again.
         run_id = self._record.key + (f"-span-{plan.target.span}" if extent == "data" else "")
         # A candidate that was judged is published as it is; another one is not let through for it.
         cache_only = ("Trainer",) if self._record.took_up else ()

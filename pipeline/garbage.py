@@ -56,7 +56,7 @@ _RECORDS = (
     "Schema",
 )
 # Renamed to here first: an artifact is there or not, and TFX looks whether it is.
-_TRASH = ".trash"
+TRASH = ".trash"
 _IN_SERVICE = "in_service"
 _LIVE = metadata_store_pb2.Artifact.LIVE
 _DELETED = metadata_store_pb2.Artifact.DELETED
@@ -129,7 +129,7 @@ def find(project: Project, stores: Sequence[mlmd.MetadataStore]) -> list[Garbage
             for folder in (project.checkpoints, project.trials)
             for path in _children(folder)
         ]
-    found += [_garbage(FAILED, path) for path in _children(project.artifacts / _TRASH)]
+    found += [_garbage(FAILED, path) for path in _children(project.artifacts / TRASH)]
     return found
 
 
@@ -143,17 +143,18 @@ def remove(
     Raises:
         OSError: something cannot be removed.
     """
-    trash = project.artifacts / _TRASH
+    trash = project.artifacts / TRASH
     trash.mkdir(parents=True, exist_ok=True)
     for garbage in found:
         if garbage.path.parent != trash:
-            _move(garbage.path, trash / uuid.uuid4().hex)
+            move(garbage.path, trash / uuid.uuid4().hex)
     for store in stores:
         _mark_deleted(project, store)
     shutil.rmtree(trash)
 
 
-def _move(path: Path, target: Path) -> None:
+def move(path: Path, target: Path) -> None:
+    """Renames a folder into the trash, which the next `remove` empties."""
     try:
         path.rename(target)
     except FileNotFoundError:

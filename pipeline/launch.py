@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import ml_metadata as mlmd
 from ml_metadata.proto import metadata_store_pb2
 from tfx.dsl.compiler import constants
 from tfx.orchestration import metadata
 from tfx.orchestration.local import runner_utils
-from tfx.orchestration.portable import launcher, runtime_parameter_utils
+from tfx.orchestration.portable import (
+    execution_publish_utils,
+    launcher,
+    runtime_parameter_utils,
+)
+from tfx.orchestration.portable.mlmd import execution_lib
 from tfx.proto.orchestration import pipeline_pb2
 
 from graftline.pipeline.beam.config import BeamConfig
@@ -43,6 +48,30 @@ def name_run(ir: pipeline_pb2.Pipeline, run_id: str) -> None:
     )
 
 
+class _AnewLauncher(launcher.Launcher):
+    """Gives every try an execution of its own, and so folders that no other try writes to.
+
+    TFX takes up the execution of a try that was cut off, whose job a cluster may still be at.
+    """
+
+    def _register_or_reuse_execution(
+        self,
+        metadata_handle: metadata.Metadata,
+        contexts: list[metadata_store_pb2.Context],
+        input_artifacts: Any = None,
+        exec_properties: Any = None,
+    ) -> metadata_store_pb2.Execution:
+        tries = execution_lib.get_executions_associated_with_all_contexts(metadata_handle, contexts)
+        whole = next(filter(how_it_ended, tries), None)
+        return whole or execution_publish_utils.register_execution(
+            metadata_handle,
+            self._pipeline_node.node_info.type,
+            contexts,
+            input_artifacts,
+            exec_properties,
+        )
+
+
 class _CacheOnlyLauncher(launcher.Launcher):
     """Takes a node's result from the cache, or fails."""
 
@@ -57,7 +86,7 @@ def run_node(
     beam: BeamConfig,
     cache_only: Collection[str] = (),
 ) -> str:
-    """Runs one node. One that failed in this run takes its execution up again.
+    """Runs one node. One that failed in this run takes its execution up again, but on a cluster.
 
     Args:
         ir: the compiled pipeline, with the run's id.
@@ -78,7 +107,9 @@ def run_node(
     began = time.time()
     deployment = runner_utils.extract_local_deployment_config(ir)
     node_id = node.node_info.id
-    kind = _CacheOnlyLauncher if node_id in cache_only else launcher.Launcher
+    kind = launcher.Launcher if beam.runner_of(node_id) == "direct" else _AnewLauncher
+    if node_id in cache_only:
+        kind = _CacheOnlyLauncher
     handle = metadata.Metadata(connection)
     launched = kind(
         pipeline_node=node,
@@ -117,7 +148,10 @@ def how_it_ended(execution: metadata_store_pb2.Execution) -> str:
 def executions_of(
     store: mlmd.MetadataStore, node: pipeline_pb2.PipelineNode
 ) -> list[metadata_store_pb2.Execution]:
-    """The executions of one node in the run whose id its pipeline has: one, or none yet."""
+    """The executions of one node in the run whose id its pipeline has.
+
+    None yet, or one; on a cluster one for each try.
+    """
     common: dict[int, metadata_store_pb2.Execution] | None = None
     for spec in node.contexts.contexts:
         context = store.get_context_by_type_and_name(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ml_metadata.proto import metadata_store_pb2
 from tfx.types import standard_artifacts
 
 from graftline.components.data_gate.component import DataBlessing
+from graftline.pipeline import garbage
 from graftline.pipeline.kubeflow_config import (
     PASSWORD_VARIABLE,
     USER_VARIABLE,
@@ -165,11 +167,16 @@ def clean_after_kill(
         for execution in executions
         if execution.last_known_state in (_Execution.RUNNING, _Execution.NEW)
     ]
+    trash = pipeline_root / garbage.TRASH
     for execution in cut_off:
         execution.last_known_state = _Execution.FAILED
         for pattern in (f"*/*/{execution.id}", f"*/.system/*/{execution.id}"):
             for leftover in pipeline_root.glob(pattern):
-                shutil.rmtree(leftover)
+                # A cluster may still be writing there: out of the way at once, then removed.
+                trash.mkdir(parents=True, exist_ok=True)
+                moved = trash / uuid.uuid4().hex
+                garbage.move(leftover, moved)
+                shutil.rmtree(moved, ignore_errors=True)
     store.put_executions(cut_off)
     names = (execution.type or str(execution.id) for execution in cut_off)
     return [name.rsplit(".", 1)[-1] for name in names]

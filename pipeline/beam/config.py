@@ -145,9 +145,11 @@ class BeamConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         if runner != "direct" and _given(options, ("--runner",)):
             raise ValueError(f"{told} and an option --runner contradict each other; give one")
 
-    def runner_of(self, stage: Stage) -> Runner:
-        """Where a stage runs."""
-        own = self.nodes.get(stage)
+    def runner_of(self, node: str) -> Runner:
+        """Where a stage runs; a node that Beam has no part in runs on this machine."""
+        if node not in STAGES:
+            return "direct"
+        own = self.nodes.get(node)
         return (own.runner if own else None) or self.runner
 
     def parallelism_of(self, stage: Stage) -> int | None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from graftline.pipeline.beam.config import STAGES, BeamConfig
+from graftline.pipeline.beam.config import BeamConfig
 from graftline.serving.errors import UserError
 
 _SAID = 400
@@ -121,8 +121,7 @@ def explained(config: BeamConfig, node: str, afterwards: str = _AFTERWARDS) -> I
     except (UserError, KeyboardInterrupt):
         raise
     except Exception as error:
-        stage = next((stage for stage in STAGES if stage == node), None)
-        runner = config.runner_of(stage) if stage else "direct"
+        runner = config.runner_of(node)
         if runner == "direct" or isinstance(error, _MISTAKES):
             raise
         text = str(error) or type(error).__name__

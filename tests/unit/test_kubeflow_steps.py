@@ -14,7 +14,6 @@ from graftline.kubeflow import beginning, node, steps
 from graftline.kubeflow.beginning import MadeFrom, Parameters
 from graftline.pipeline import retrain, run_record
 from graftline.pipeline.config import FILE_NAME, Config, override, to_tree, write_config
-from graftline.pipeline.plan import Plan, SpanVersion
 from graftline.pipeline.project import Project
 from graftline.pipeline.run_record import RunRecord
 from graftline.schemas import curated
@@ -166,27 +165,6 @@ def test_that_the_first_step_could_not_begin_a_run_is_told(project, schema, caps
 def notified_by(hook: Webhook, project: Project) -> None:
     config = override(project.config, [f"notify.webhook.url={hook.url}"])
     write_config(config, project.root / FILE_NAME)
-
-
-def test_a_node_whose_inputs_are_not_there_has_failed_though_nothing_was_raised_by_it(project):
-    from graftline.pipeline import launch, store
-    from graftline.pipeline.create_pipeline import compile_pipeline
-
-    span = SpanVersion(1, 1)
-    plan = Plan(run_id="run-0001", target=span, window=())
-    ir = compile_pipeline(project, plan)
-    launch.name_run(ir, "never-ran")
-    [node] = [
-        entry.pipeline_node
-        for entry in ir.nodes
-        if entry.pipeline_node.node_info.id == "StatisticsGen"
-    ]
-    project.artifacts.mkdir()
-    connection = store.connection(project, cluster=False)
-    with pytest.raises(launch.InputsMissing, match="StatisticsGen could not run"):
-        launch.run_node(ir, node, connection, project.config.beam)
-    [execution] = launch.executions_of(store.open_store(connection), node)
-    assert launch.how_it_ended(execution) == ""
 
 
 def test_an_override_that_gives_every_pod_several_workers_is_refused(project, schema):
