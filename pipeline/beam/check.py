@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -47,7 +47,8 @@ def check_beam(
 
     Raises:
         UserError: nothing answers at the address, or another service; the job server cannot run
-            this Beam's pipelines; workers do not start, have other code, or do not see a folder.
+            this Beam's pipelines; workers do not start, have other code, or do not see a folder;
+            none has looked within `beam.probe_seconds`.
     """
     for runner, stage in {config.runner_of(stage): stage for stage in stages}.items():
         if runner == "direct":
@@ -126,6 +127,7 @@ def _probe(
     import apache_beam as beam
     from apache_beam.metrics.metric import MetricsFilter
     from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.runners.runner import PipelineState
 
     from graftline.pipeline.beam import probe
 
@@ -143,12 +145,18 @@ def _probe(
     )
     try:
         result = pipeline.run()
-        result.wait_until_finish()
-        found = result.metrics().query(MetricsFilter().with_namespace(probe.NAMESPACE))
+        ended = PipelineState.is_terminal(result.wait_until_finish(config.probe_seconds * 1000))
+        if ended:
+            found = result.metrics().query(MetricsFilter().with_namespace(probe.NAMESPACE))
+        else:
+            with suppress(Exception):
+                result.cancel()
     except Exception as error:
         said = " ".join(str(error).split())
         told = cause(said, config) or "A pipeline of one element failed there."
         raise UserError(f"Nothing runs on {runner} yet: {told} It said: {said[-400:]}") from error
+    if not ended:
+        raise UserError(_waited_for(config, runner))
     answers = {counter.key.metric.name for counter in found["counters"]}
     if probe.SEEN not in answers:
         raise UserError(
@@ -157,6 +165,20 @@ def _probe(
         )
     if differences := sorted(answers - {probe.SEEN}):
         raise UserError(" ".join(_told(one, runner, own) for one in differences[:1]))
+
+
+def _waited_for(config: BeamConfig, runner: str) -> str:
+    machines = {
+        "flink": "that Flink's web interface shows TaskManagers, and one with a free task slot: "
+        "they may not be registered, or other jobs may hold all slots",
+        "dataflow": "in Dataflow's console whether its machines start",
+    }.get(runner, "that the cluster has machines, and room for one more job")
+    return (
+        f"Nothing runs on {runner} yet: a pipeline of one element has waited there for "
+        f"{config.probe_seconds:g} s (beam.probe_seconds) for a place to run or for its worker. "
+        f"See {machines}; then see that worker's log. The job was asked to end, and nothing else "
+        "was begun."
+    )
 
 
 def _told(difference: str, runner: str, own: Mapping[str, str]) -> str:

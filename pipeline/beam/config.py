@@ -104,6 +104,10 @@ class BeamConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             "whether workers start, have this code and see the project's folders."
         ),
     ] = True
+    probe_seconds: Annotated[
+        float,
+        Meta(ge=1, le=86_400, description="In which that pipeline has to end; machines may start."),
+    ] = 600.0
     options: Annotated[
         Options, Meta(description="More options of Beam, word for word; they win over the above.")
     ] = ()

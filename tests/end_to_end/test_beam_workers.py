@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 from drops import examples, folders, take_in
 
@@ -110,6 +111,15 @@ def test_workers_without_the_package_are_named(job_server, tmp_path):
         said = refusal(config, tmp_path)
     assert "the workers' Python has no package graftline" in said
     assert "beam.workers.pool" in said
+
+
+def test_workers_that_never_start_are_waited_for_no_longer_than_is_set(job_server, tmp_path):
+    pool = [sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main"]
+    pool += ["--container_executable", "/bin/false"]
+    with workers(tmp_path, job_server, pool) as config:
+        said = refusal(msgspec.structs.replace(config, probe_seconds=2), tmp_path)
+    assert "has waited there for 2 s (beam.probe_seconds)" in said
+    assert "for a place to run or for its worker" in said
 
 
 def test_workers_with_other_code_are_named_with_both(job_server, tmp_path):

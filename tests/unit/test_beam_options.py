@@ -99,6 +99,7 @@ def test_dataflow_takes_the_image():
         ({**FLINK, "options": ["--runner=SparkRunner"]}, "contradict"),
         ({"options": ["parallelism=2"]}, "beam.options"),
         ({"parallelism": 0}, "beam.parallelism"),
+        ({"probe_seconds": 0}, "beam.probe_seconds"),
         ({"nodes": {"Trainer": {"parallelism": 2}}}, "Trainer is no stage that Beam runs"),
         ({"nodes": {"drop": {"runner": "spark"}}}, "runner spark of drop wants job_server"),
         ({"nodes": {"drop": {"processes": 2}}}, "processes"),
