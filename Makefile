@@ -40,6 +40,7 @@ test-kubeflow: kubeflow-environment ## the package for Kubeflow Pipelines, compi
 		tests/end_to_end/test_kubeflow*.py
 
 test-flink: environment ## the tests on a real Flink cluster (Java 17, Maven)
+	@$(PYTHON) tests/flink_software.py
 	$(PYTHON) -m pytest -m flink --durations 25
 
 test-current: ## the fast tests and the demo on the current stack, in a Debian 13 tree (root)

@@ -1,16 +1,13 @@
 """A real Flink cluster for the tests: one JobManager, TaskManagers and Beam's job server.
 
-Each is a Java process of its own on the loopback interface. Flink comes with a package of PyPI, the
-job server from Maven Central (tests/flink/pom.xml); both are fetched once, into the user's cache.
+Each is a Java process of its own on the loopback interface.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -21,18 +18,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import filelock
+import psutil
 import pytest
 
+from flink_software import Software, Unavailable, fetch
 from model_servers import free_port
 
-FLINK = "apache-flink-libraries==1.19.3"
 _HERE = Path(__file__).parent / "flink"
-_POM = _HERE / "pom.xml"
-# The job server gives every jar of its class path to each job, half a minute for what the cluster
-# has on its own, but for those in a folder of this name.
-_NOT_STAGED = "gradle/wrapper"
-_FETCH_WITHIN = 900.0
 _START_WITHIN = 90.0
 # Flink's own list for Java 17.
 _OPENS = tuple(
@@ -55,62 +47,6 @@ _OPENS = tuple(
         ("opens", "java.base/java.util.concurrent.locks"),
     )
 )
-
-
-class Software:
-    """Flink and Beam's job server on this machine.
-
-    Attributes:
-        classes: the class path of every process: Beam's jars are on that of the cluster, too.
-    """
-
-    def __init__(self, flink: Path, job_server: Path):
-        lib = flink / "pyflink" / "lib"
-        own = [*lib.glob("flink-dist-*.jar"), *lib.glob("log4j-*.jar")]
-        self.classes = ":".join([*map(str, own), f"{job_server}/*"])
-
-
-def fetch() -> Software:
-    """Flink and the job server, fetched where they are not here yet; skips where they cannot be."""
-    for tool in ("java", "mvn"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed (Debian's package maven brings both)")
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    cache = caches / "graftline" / "flink" / _NOT_STAGED
-    cache.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(cache / "lock"):
-        flink = _fetched(
-            cache / FLINK.replace("==", "-"),
-            [str(Path(sys.executable).with_name("uv")), "pip", "install", "--quiet"],
-            ["--python", sys.executable, "--no-deps", FLINK, "--target"],
-        )
-        jars = _fetched(
-            cache / f"job-server-{hashlib.sha256(_POM.read_bytes()).hexdigest()[:12]}",
-            ["mvn", "--quiet", "--batch-mode", f"--file={_POM}", "dependency:copy-dependencies"],
-            ["-DincludeScope=runtime", "-DoutputDirectory="],
-        )
-    return Software(flink, jars)
-
-
-def _fetched(folder: Path, command: list[str], rest: list[str]) -> Path:
-    """A folder that a command fills, its name the command's last argument."""
-    if folder.is_dir():
-        return folder
-    staged = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(staged, ignore_errors=True)
-    target = [f"{rest[-1]}{staged}"] if rest[-1].endswith("=") else [rest[-1], str(staged)]
-    done = subprocess.run(
-        [*command, *rest[:-1], *target],
-        capture_output=True,
-        text=True,
-        timeout=_FETCH_WITHIN,
-        check=False,
-    )
-    if done.returncode != 0:
-        told = (done.stderr or done.stdout).strip().splitlines()
-        pytest.skip(f"{command[0]} cannot fetch {folder.name}: {told[-1] if told else 'no reason'}")
-    staged.rename(folder)
-    return folder
 
 
 class FlinkCluster:
@@ -246,6 +182,32 @@ class FlinkCluster:
         with urllib.request.urlopen(f"http://127.0.0.1:{self._rest}{path}", timeout=10) as answer:
             return json.load(answer)
 
+    def tasks(self, job: str) -> list[dict[str, Any]]:
+        """The tasks of a job as Flink tells them: status, TaskManager, number of the attempt."""
+        vertices = self.ask(f"/jobs/{job}")["vertices"]
+        paths = (f"/jobs/{job}/vertices/{vertex['id']}" for vertex in vertices)
+        return [task for path in paths for task in self.ask(path)["subtasks"]]
+
+    def works_at(self, number: int, job: str) -> bool:
+        """Whether a task of a job is running on a TaskManager."""
+        return any(
+            (task["status"], task["taskmanager-id"]) == ("RUNNING", self._ids[number])
+            for task in self.tasks(job)
+        )
+
+    def losses(self, job: str) -> list[str]:
+        """What made tasks of a job fail so far, in Flink's words."""
+        history = self.ask(f"/jobs/{job}/exceptions")["exceptionHistory"]["entries"]
+        return [entry["stacktrace"] for entry in history]
+
+    def workers(self) -> set[int]:
+        """The process ids of the workers that TaskManagers have started and that live."""
+        found: set[int] = set()
+        for process in self._processes.values():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found |= {child.pid for child in psutil.Process(process.pid).children()}
+        return found
+
     def log(self, name: str) -> str:
         """The end of what a process has written."""
         path = self._folder / f"{name}.log"
@@ -321,5 +283,9 @@ class FlinkCluster:
 @contextlib.contextmanager
 def flink_cluster(folder: Path) -> Iterator[FlinkCluster]:
     """A running cluster; skips where there is none to be had."""
-    with FlinkCluster(fetch(), folder) as cluster:
+    try:
+        software = fetch()
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    with FlinkCluster(software, folder) as cluster:
         yield cluster
