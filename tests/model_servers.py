@@ -38,9 +38,9 @@ def free_port() -> int:
         return port
 
 
-def until(condition: Callable[[], Any], what: str = "it") -> Any:
+def until(condition: Callable[[], Any], what: str = "it", patience: float = PATIENCE) -> Any:
     """Waits until a condition holds and returns its value; fails when it never does."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + patience
     while time.monotonic() < end:
         if value := condition():
             return value

@@ -176,8 +176,8 @@ def _waited_for(config: BeamConfig, runner: str) -> str:
     return (
         f"Nothing runs on {runner} yet: a pipeline of one element has waited there for "
         f"{config.probe_seconds:g} s (beam.probe_seconds) for a place to run or for its worker. "
-        f"See {machines}; then see that worker's log. The job was asked to end, and nothing else "
-        "was begun."
+        f"See {machines}; then see that worker's log. That job's end was asked for, and nothing "
+        "else was begun."
     )
 
 

@@ -5,21 +5,23 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import apache_beam as beam
 import msgspec
 import pytest
 import tensorflow as tf
-import tensorflow_data_validation as tfdv
-import tensorflow_model_analysis as tfma
+import tensorflow_transform as tft
+import tensorflow_transform.beam as tft_beam
+from apache_beam.options.pipeline_options import PipelineOptions
 from drops import examples
-from google.protobuf import json_format
 from tensorflow_transform import TFTransformOutput
+from tensorflow_transform.tf_metadata import schema_utils
 from tfx.types import artifact_utils, standard_artifacts
 from tfx.utils import proto_utils
+from tfx_bsl.public.tfxio import TFExampleRecord
 
 from commands import FROM_SCRATCH, Command, draw, graftline, last_run
 from flink_cluster import FlinkCluster, flink_cluster
@@ -31,9 +33,14 @@ from graftline.pipeline.evaluation import eval_config
 from graftline.pipeline.project import Project
 from graftline.serving.base_path import BasePath
 from model_servers import until
+from node_outputs import metrics, output, records, statistics
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.flink]
 
+# What is slow runs on this machine.
+ONLY_EXAMPLES_THERE = [
+    f"beam.nodes.{node}.runner=direct" for node in ("StatisticsGen", "Transform", "Evaluator")
+]
 # States of a job that does nothing more.
 ENDED = ("CANCELED", "FAILED", "FINISHED")
 CONFIG = """
@@ -86,11 +93,6 @@ def there(here: Path, cluster: FlinkCluster) -> Path:
     return project
 
 
-def output(project: Path, node: str, name: str) -> Path:
-    """What a node wrote last."""
-    return max((project / "tfx" / node / name).iterdir(), key=lambda path: int(path.name))
-
-
 def test_the_nodes_ran_there(there, cluster):
     assert BasePath(there / "serving" / "blobs").in_service() == 1
     jobs = cluster.ask("/jobs/overview")["jobs"]
@@ -107,50 +109,16 @@ def test_a_drop_is_the_same(here, there):
 
 
 def test_every_example_is_taken_in_once(here, there):
-    def records(project: Path, split: str) -> list[bytes]:
-        files = (output(project, "ImportExampleGen", "examples") / f"Split-{split}").iterdir()
-        found = tf.data.TFRecordDataset([str(file) for file in files], "GZIP")
-        return sorted(record.numpy() for record in found)
-
     for split in SPLITS:
         assert records(there, split) == records(here, split)
 
 
 def test_statistics_are_the_same(here, there):
     for split in SPLITS:
-        mine, theirs = (_statistics(project, split) for project in (here, there))
+        mine, theirs = (statistics(project, split) for project in (here, there))
         assert theirs.keys() == mine.keys()
         for name, of_feature in mine.items():
             assert theirs[name] == pytest.approx(of_feature, rel=1e-6), name
-
-
-def _statistics(project: Path, split: str) -> dict[str, dict[str, float]]:
-    folder = output(project, "StatisticsGen", "statistics")
-    [dataset] = tfdv.load_stats_binary(str(folder / f"Split-{split}" / "FeatureStats.pb")).datasets
-    found = {"": {"examples": float(dataset.num_examples)}}
-    for feature in dataset.features:
-        numbers: dict[str, float] = {}
-        _flatten(json_format.MessageToDict(feature), "", numbers)
-        found[feature.path.step[0]] = numbers
-    return found
-
-
-def _flatten(node: Any, path: str, into: dict[str, float]) -> None:
-    """All numbers of nested data, and how often each text stands in it."""
-    if isinstance(node, dict):
-        # Of equally many the order is not defined.
-        label = node.get("label", node.get("value")) if "sampleCount" in node else None
-        for key, value in node.items():
-            if key not in ("lowRank", "highRank", "topValues"):
-                _flatten(value, f"{path}.{label or ''}{key}", into)
-    elif isinstance(node, list):
-        keyed = all(isinstance(item, dict) and "label" in item for item in node)
-        for place, item in enumerate(node):
-            _flatten(item, path if keyed else f"{path}[{place}]", into)
-    elif isinstance(node, int | float):
-        into[path] = float(node)
-    else:
-        into[f"{path}={node}"] = into.get(f"{path}={node}", 0) + 1
 
 
 def test_the_graph_of_the_preprocessing_and_its_labels_are_the_same(here, there):
@@ -177,7 +145,7 @@ def test_nothing_is_anomalous_in_either(here, there):
 
 def test_the_metrics_of_one_model_are_the_same(there, tmp_path):
     again = _evaluate_here(there, tmp_path / "evaluation")
-    assert _metrics(output(there, "Evaluator", "evaluation")) == pytest.approx(_metrics(again))
+    assert metrics(output(there, "Evaluator", "evaluation")) == pytest.approx(metrics(again))
 
 
 def _evaluate_here(project: Path, folder: Path) -> Path:
@@ -213,19 +181,6 @@ def _artifact(kind: type, folder: Path) -> Any:
     return made
 
 
-def _metrics(folder: Path) -> dict[str, float]:
-    """Every number by slice and name."""
-    found = {}
-    for sliced, outputs in tfma.load_eval_result(str(folder)).slicing_metrics:
-        for per_class in outputs.values():
-            for keys, metrics in per_class.items():
-                for name, value in metrics.items():
-                    if "doubleValue" in value:
-                        found[f"{sliced} {keys} {name}"] = value["doubleValue"]
-    assert len(found) > 5
-    return found
-
-
 def test_a_batch_prediction_is_the_same(here, cluster, tmp_path):
     on_flink = ["beam.runner=flink", f"beam.job_server={cluster.job_server}", "beam.parallelism=2"]
     tables = []
@@ -244,35 +199,119 @@ def test_a_batch_prediction_is_the_same(here, cluster, tmp_path):
         assert theirs[file]["probabilities"] == pytest.approx(row["probabilities"], abs=1e-5)
 
 
+def test_a_vocabulary_is_the_same(here, cluster, tmp_path):
+    """Of what a span has; the project's own preprocessing wants none, and so starts no job."""
+    flink = BeamConfig(runner="flink", job_server=cluster.job_server, parallelism=2)
+    before = {job["jid"] for job in cluster.ask("/jobs/overview")["jobs"]}
+    mine = _vocabularies(BeamConfig(), here, tmp_path / "here")
+    theirs = _vocabularies(flink, here, tmp_path / "there")
+    [job] = [job for job in cluster.ask("/jobs/overview")["jobs"] if job["jid"] not in before]
+    assert job["state"] == "FINISHED"
+    assert sorted(mine["labels"]) == [b"blue", b"green", b"red"]
+    assert len(mine["beginnings"]) > 10
+    assert theirs == mine
+
+
+def _vocabularies(config: BeamConfig, project: Path, folder: Path) -> dict[str, list[bytes]]:
+    """Labels, and how ids begin, in the order of how often they occur."""
+
+    def preprocess(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        tft.vocabulary(tf.strings.substr(inputs["id"], 0, 1), vocab_filename="beginnings")
+        label = tft.compute_and_apply_vocabulary(inputs["label"], vocab_filename="labels")
+        return {"label": label}
+
+    examples = output(project, "ImportExampleGen", "examples") / "Split-train"
+    schema = schema_utils.schema_from_feature_spec(
+        {name: tf.io.FixedLenFeature([], tf.string) for name in ("id", "label")}
+    )
+    source = TFExampleRecord(str(examples / "*"), schema=schema)
+    options = PipelineOptions(beam_options(config, "Transform"))
+    with beam.Pipeline(options=options) as pipeline, tft_beam.Context(str(folder / "tmp")):
+        read = pipeline | source.BeamSource()
+        analyzed = (read, source.TensorAdapterConfig()) | tft_beam.AnalyzeDataset(preprocess)
+        _ = analyzed | tft_beam.WriteTransformFn(str(folder / "graph"))
+    written = TFTransformOutput(str(folder / "graph"))
+    return {name: written.vocabulary_by_name(name) for name in ("labels", "beginnings")}
+
+
 def test_a_drop_goes_on_when_a_task_manager_is_killed_and_comes_back(here, there, cluster):
     images = str(draw(here.parent / "images" / "second", 12, seed=2))
     graftline(here, "drop", images)
     dropping = Command(there, "drop", images, "beam.probe=false")
-    _kill_at_work(cluster, 2)
+    job = _kill_at_work(cluster, 2)
 
     cluster.start_task_manager(2)
 
     assert dropping.wait() == 0, dropping.output
+    assert cluster.ask(f"/jobs/{job}")["state"] == "FINISHED"
+    assert cluster.losses(job) and max(task["attempt"] for task in cluster.tasks(job)) > 0
     mine, theirs = (list_spans(project / "spans")[-1] for project in (here, there))
     assert theirs.summary.shards == mine.summary.shards
     assert not list((there / "spans").rglob("*.tfrecord.gz.*"))
 
 
-def test_a_task_manager_lost_for_good_fails_the_node_and_the_run_can_be_resumed(there, cluster):
+def test_a_task_manager_lost_for_good_fails_the_node_and_the_run_can_be_resumed(
+    here, there, cluster
+):
     """The span that was dropped when one had been killed; what is slow runs on this machine."""
-    rest = ["beam.nodes.Transform.runner=direct", "beam.nodes.Evaluator.runner=direct"]
-    running = Command(there, "run", "beam.probe=false", *rest)
-    _kill_at_work(cluster, 1)
+    graftline(here, "run")
+    running = Command(there, "run", "beam.probe=false", *ONLY_EXAMPLES_THERE)
+    job = _kill_at_work(cluster, 1)
 
     assert running.wait() == 2, running.output
     assert "failed on flink" in running.output
     assert "graftline resume" in running.output
+    assert cluster.ask(f"/jobs/{job}")["state"] == "FAILED"
+    assert cluster.losses(job)
     stopped = last_run(there).nodes[-1]
     assert (stopped.id, stopped.state) == ("ImportExampleGen", "failed")
 
     cluster.start_missing_task_managers()
     graftline(there, "resume")
     assert BasePath(there / "serving" / "blobs").in_service() == 2
+    _assert_same_examples(here, there)
+
+
+def test_a_resumed_run_has_nothing_of_a_job_that_goes_on_after_the_command_was_killed(
+    here, there, cluster
+):
+    """The job's worker stands still until the resumed run is over, and then goes on writing."""
+    before = cluster.workers()
+    command = ["run", "--force", "beam.probe=false", "beam.parallelism=1", *ONLY_EXAMPLES_THERE]
+    running = Command(there, *command)
+    job = _job_at_work(cluster)
+    worker = until(lambda: cluster.workers() - before, "a worker").pop()
+    os.kill(worker, signal.SIGSTOP)
+    os.kill(running.process.pid or 0, signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL
+    assert last_run(there).nodes[-1].id == "ImportExampleGen"
+    cut_off = output(there, "ImportExampleGen", "examples")
+
+    graftline(there, "resume")
+    examples = output(there, "ImportExampleGen", "examples")
+    whole = _files(examples)
+    assert cluster.ask(f"/jobs/{job}")["state"] == "RUNNING"
+    os.kill(worker, signal.SIGCONT)
+
+    assert _end_of(job, cluster) == "FINISHED"
+    assert _files(cut_off), "it has written after all, where nobody looks"
+    assert _files(examples) == whole
+    _assert_same_examples(here, there)
+
+
+def _files(folder: Path) -> dict[Path, tuple[int, int, bytes]]:
+    """Which files lie there: those that were written again are others."""
+    found = {path: path.stat() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path: (stat.st_ino, stat.st_mtime_ns, path.read_bytes()) for path, stat in found.items()
+    }
+
+
+def _assert_same_examples(here: Path, there: Path) -> None:
+    for split in SPLITS:
+        mine, theirs = records(here, split), records(there, split)
+        assert mine, "counts and ids are compared, not nothing with nothing"
+        assert theirs == mine
 
 
 def test_an_interrupted_drop_takes_nothing_in_whatever_becomes_of_its_job(there, cluster, tmp_path):
@@ -285,15 +324,26 @@ def test_an_interrupted_drop_takes_nothing_in_whatever_becomes_of_its_job(there,
 
     assert dropping.wait() == 130, dropping.output
     # The job server is asked to end it, and may let it run to its end.
-    until(lambda: cluster.ask(f"/jobs/{job}")["state"] in ENDED, "the end of the job")
+    _end_of(job, cluster)
     assert list_spans(there / "spans") == before
 
 
-def _kill_at_work(cluster: FlinkCluster, number: int) -> None:
-    """Kills a TaskManager once a job is being worked on."""
-    _job_at_work(cluster)
-    time.sleep(1.0)  # both TaskManagers start their workers
+def _end_of(job: str, cluster: FlinkCluster) -> str:
+    """The state in which a job ends."""
+
+    def ended() -> str | None:
+        state = str(cluster.ask(f"/jobs/{job}")["state"])
+        return state if state in ENDED else None
+
+    return str(until(ended, "the end of the job", patience=300))
+
+
+def _kill_at_work(cluster: FlinkCluster, number: int) -> str:
+    """Kills a TaskManager that works on a job; returns the job's id."""
+    job = _job_at_work(cluster)
+    until(lambda: cluster.works_at(number, job), "a task of the job")
     cluster.kill_task_manager(number)
+    return job
 
 
 def _job_at_work(cluster: FlinkCluster) -> str:
@@ -307,6 +357,20 @@ def _job_at_work(cluster: FlinkCluster) -> str:
         return None
 
     return str(until(working, "a job"))
+
+
+def test_a_cluster_without_free_slots_is_told_before_anything_is_begun(there, cluster, tmp_path):
+    for number in (1, 2):
+        cluster.kill_task_manager(number)
+    cluster.wait_for_task_managers()
+
+    images = str(draw(tmp_path / "images", 4, seed=5))
+    said = graftline(there, "drop", images, "beam.probe_seconds=5", expect=2)
+
+    assert "Nothing runs on flink yet" in said
+    assert "for 5 s (beam.probe_seconds)" in said
+    assert "free task slot" in said
+    assert len(list_spans(there / "spans")) == 2
 
 
 def test_too_little_network_memory_is_told_with_the_setting(there, cluster, tmp_path):
