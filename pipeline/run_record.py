@@ -43,7 +43,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
         id: its name.
         state: how it ended: `done`, `cached`, `failed`, or `running`.
         seconds: how long it took.
-        peak_mb: highest memory of the process that ran it, without its children; 0: not measured.
+        peak_mb: highest memory of the process that ran it and those below it; 0: not measured.
     """
 
     id: str
