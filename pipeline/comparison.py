@@ -16,7 +16,7 @@ from graftline.components.trainer.record import FILE_NAME as TRAINING
 from graftline.components.trainer.record import TrainingRecord
 from graftline.components.verdict import OVERALL, Verdict
 from graftline.pipeline import run_record
-from graftline.pipeline.config import load_config, to_tree
+from graftline.pipeline.config import Config, load_config, to_tree
 from graftline.pipeline.project import Project
 from graftline.pipeline.run_record import RunRecord
 from graftline.serving.errors import UserError
@@ -30,12 +30,14 @@ class ComparedRun(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         record: how it went.
         configuration: every key with its value, e.g. `trainer.batch_size`.
+        config: the same as it is read; None where it is gone or of an older Graftline.
         measures: on the test split: `accuracy`, and `recall of CLASS` for each class.
         training: what its training did; None where it did not come so far or was lost.
     """
 
     record: RunRecord
     configuration: dict[str, Any]
+    config: Config | None
     measures: dict[str, float]
     training: TrainingRecord | None
 
@@ -50,9 +52,11 @@ def compared_runs(project: Project) -> Iterator[ComparedRun]:
     trainings = _trainings(project)
     for record in run_record.records(project.runs):
         folder = project.runs / record.run_id
+        config = _configuration(folder / "config.yaml")
         yield ComparedRun(
             record=record,
-            configuration=flatten(_configuration(folder / "config.yaml")),
+            configuration=flatten(to_tree(config)) if config else {},
+            config=config,
             measures=_measures(folder / "model_gate.json"),
             training=_read_training(trainings.get(record.key)),
         )
@@ -85,12 +89,12 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, t
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def _configuration(path: Path) -> dict[str, Any]:
-    """Plain data of a run's configuration; empty where it is gone or of an older Graftline."""
+def _configuration(path: Path) -> Config | None:
+    """A run's configuration; None where it is gone or of an older Graftline."""
     try:
-        return to_tree(load_config(path))
+        return load_config(path)
     except UserError:
-        return {}
+        return None
 
 
 def flatten(tree: Any, path: str = "") -> dict[str, Any]:

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from graftline.components.ingest.spans import Span, find_span
+from graftline.components.ingest.spans import RanOn, Span, find_span
 from graftline.components.trainer.record import TrainingRecord
+from graftline.pipeline.beam.config import STAGES
 from graftline.pipeline.comparison import ComparedRun, compared_runs, flatten
-from graftline.pipeline.config import to_tree
+from graftline.pipeline.config import Config, to_tree
 from graftline.pipeline.plan import FILE_NAME as PLAN_NAME
 from graftline.pipeline.plan import Plan
 from graftline.pipeline.project import Project
@@ -27,7 +28,9 @@ class PastRun(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         nodes: seconds and peak memory of every node that was executed.
-        new: images of its span.
+        ran_on: where those did that may run elsewhere, or in several processes.
+        window: the spans that it trained on.
+        new: images of the last of them, which it took in.
         judged: test images of its window, times the models that were evaluated.
         train: training images of its window.
         training: what its training did.
@@ -41,6 +44,8 @@ class PastRun(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     nodes: dict[str, tuple[float, int]]
+    ran_on: dict[str, RanOn]
+    window: tuple[Span, ...]
     new: int
     judged: int
     train: int
@@ -74,6 +79,8 @@ def past_runs(project: Project) -> Iterator[PastRun]:
             continue
         yield PastRun(
             nodes=nodes,
+            ran_on=ran_on(run.config) if run.config else {},
+            window=tuple(window),
             new=images_in(window[-1:], ("train", "eval", "test")),
             judged=images_in(window, ("test",)) * (2 if plan.baseline else 1),
             train=images_in(window, ("train",)),
@@ -86,6 +93,17 @@ def past_runs(project: Project) -> Iterator[PastRun]:
             and run.training.exported.phase not in set(_head_alone(run)),
             stored_activations=_stores_activations(run),
         )
+
+
+def ran_on(config: Config) -> dict[str, RanOn]:
+    """Where the stages of Beam run with a configuration, and in how many processes the Trainer."""
+    beam = config.beam
+    found = {TRAINER: RanOn(parallelism=config.trainer.workers)}
+    for stage in STAGES:
+        runner = beam.runner_of(stage)
+        alone = 1 if runner == "direct" else None
+        found[stage] = RanOn(runner=runner, parallelism=beam.parallelism_of(stage) or alone)
+    return found
 
 
 def _stores_activations(run: ComparedRun) -> bool:
@@ -121,6 +139,11 @@ def _network(configuration: dict[str, object]) -> dict[str, object]:
         and not key.startswith(("trainer.phases", "trainer.tensorboard"))
         and key not in _WITHOUT_EFFECT
     }
+
+
+def same_network(runs: list[PastRun]) -> list[PastRun]:
+    """Those with the configuration that is planned with, else all."""
+    return [past for past in runs if past.same_network] or runs
 
 
 def images_in(spans: Sequence[Span], splits: Sequence[str]) -> int:

@@ -26,9 +26,11 @@ from graftline.components.ingest.likeness import THUMBNAIL
 from graftline.components.ingest.shards import plan_shards, write_shards
 from graftline.components.ingest.sources import Source
 from graftline.components.ingest.spans import (
+    HERE,
     IMAGES,
     SPLITS,
     SUMMARY,
+    RanOn,
     Span,
     Summary,
     find_span,
@@ -66,6 +68,7 @@ def drop(
     span: int | None = None,
     version: int | None = None,
     beam_options: Sequence[str],
+    ran_on: RanOn = HERE,
 ) -> Span:
     """Takes a drop in.
 
@@ -78,6 +81,7 @@ def drop(
         span: number of the span; None: one more than the highest.
         version: version of the span; None: 1, for a span that is not there yet.
         beam_options: of the Beam runner, with runner and mode.
+        ran_on: which runner that is, for the summary.
 
     Raises:
         Rejected: the source cannot be taken in: it is malformed, too much of it would be
@@ -91,7 +95,7 @@ def drop(
         _refuse_obstacle(span_folder(spans, number, version))
         taking_in = _TakingIn(found, spans, place, config, number, version)
         try:
-            taking_in.run(quarantined, classes, beam_options)
+            taking_in.run(quarantined, classes, beam_options, ran_on)
         finally:
             taking_in.close()
         place.publish(number, version)
@@ -127,7 +131,9 @@ class _TakingIn:
         for table in (self._sheet, self._history, self._kept):
             table.close()
 
-    def run(self, quarantined: Path, classes: Sequence[str], options: Sequence[str]) -> None:
+    def run(
+        self, quarantined: Path, classes: Sequence[str], options: Sequence[str], ran_on: RanOn
+    ) -> None:
         """Fills the workplace.
 
         Raises:
@@ -170,6 +176,7 @@ class _TakingIn:
             shards=hashes,
             seconds=round(time.monotonic() - self._began, 2),
             peak_mb=memory.peak_mb(),
+            ran_on=ran_on,
         )
         (self._place.version / SUMMARY).write_bytes(
             msgspec.json.format(msgspec.json.encode(summary), indent=2)

@@ -21,6 +21,26 @@ IMAGES = "images.parquet"
 WORK = ".graftline"
 
 
+class RanOn(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a stage of Beam ran.
+
+    Attributes:
+        runner: `direct`: on this machine; else as in the section `beam`.
+        parallelism: into how many parts it was divided; None: as the runner saw fit.
+    """
+
+    runner: str = "direct"
+    parallelism: int | None = 1
+
+    @property
+    def processes(self) -> int:
+        """How many of this machine it was divided among; 1: the command's own."""
+        return (self.parallelism or 1) if self.runner == "direct" else 1
+
+
+HERE = RanOn()
+
+
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """What a drop did: `drop.json` in the span's version.
 
@@ -38,7 +58,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
         warnings: what a person should know, in sentences.
         shards: SHA-256 of every TFRecord file, by its path below the version.
         seconds: how long it took, imports apart; 0: not measured.
-        peak_mb: highest memory of the process; 0: not measured.
+        peak_mb: highest memory of the process and those below it; 0: not measured.
+        ran_on: where its Beam stages ran.
     """
 
     source: str
@@ -55,6 +76,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     shards: dict[str, str] = {}
     seconds: float = 0.0
     peak_mb: int = 0
+    ran_on: RanOn = HERE
 
     @property
     def per_class(self) -> dict[str, int]:

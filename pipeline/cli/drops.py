@@ -19,6 +19,7 @@ from graftline.pipeline.beam.failures import explained
 from graftline.pipeline.beam.options import beam_options
 from graftline.pipeline.beam.workers import preload
 from graftline.pipeline.cli.project_command import project_command
+from graftline.pipeline.past_runs import ran_on
 from graftline.pipeline.project import Project
 from graftline.serving.errors import Rejected
 
@@ -64,6 +65,7 @@ def drop(
                     span=span,
                     version=version,
                     beam_options=beam_options(beam, "drop"),
+                    ran_on=ran_on(project.config)["drop"],
                 )
         except Rejected as error:
             tell_rejected(project, source, str(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,15 @@ from ml_metadata.proto import metadata_store_pb2
 from graftline.components.ingest.spans import SUMMARY, Summary
 from graftline.components.trainer.config import TrainerConfig
 from graftline.components.trainer.record import Best, Epoch, Phase, TrainingRecord
-from graftline.pipeline import forecast
+from graftline.pipeline import capacity
 from graftline.pipeline.cli.main import main
 from graftline.pipeline.config import Config, load_config, write_config
 from graftline.pipeline.cost_model import fit
+from graftline.pipeline.past_runs import TRAINER
 from graftline.pipeline.plan import Plan, SpanVersion
 from graftline.pipeline.run_record import PUBLISHED, NodeRecord, RunRecord
 
-BYTES = 10_000
+BYTES, FEATURE = 10_000, 5_120
 SPLITS = {"train": 0.8, "eval": 0.1, "test": 0.1}
 Call = Callable[..., tuple[int, str, str]]
 
@@ -34,25 +36,41 @@ class Machine:
         self.folder = folder
         self.sizes: list[int] = []
         self.exported = ""
-        self.derived = 0
+        self.slower: dict[str, float] = {}
+        self.derived = self.computed = self.runs = 0
         write_config(Config(), folder / "graftline.yaml")
         self._store = _store(folder / "tfx" / "metadata.sqlite")
 
-    def run(self, images: int, exported: str = "frozen", derived: int = 0) -> None:
+    def run(
+        self,
+        images: int,
+        exported: str = "frozen",
+        derived: int = 0,
+        overrides: tuple[str, ...] = (),
+    ) -> None:
         """Takes a drop in and trains on all so far; exports the weights of a phase.
 
         Features of so many images are derived from activations.
         """
         self.exported, self.derived = exported, derived
         self.sizes.append(images)
-        number = len(self.sizes)
-        span = self.folder / "spans" / f"span-{number}" / "version-1"
+        self.computed = int(0.9 * images)
+        span = self.folder / "spans" / f"span-{len(self.sizes)}" / "version-1"
         span.mkdir(parents=True)
         (span / SUMMARY).write_bytes(msgspec.json.encode(_summary(images, self.drop(images))))
-        window = tuple(SpanVersion(one + 1, 1) for one in range(number))
+        self._train(images, overrides)
+
+    def run_again(self) -> None:
+        """Trains on all once more, with the features that are there."""
+        self.computed = 0
+        self._train(self.sizes[-1])
+
+    def _train(self, images: int, overrides: tuple[str, ...] = ()) -> None:
+        self.runs += 1
+        window = tuple(SpanVersion(one + 1, 1) for one in range(len(self.sizes)))
         run = RunRecord(
-            run_id=f"run-{number:04d}",
-            span=number,
+            run_id=f"run-{self.runs:04d}",
+            span=len(self.sizes),
             version=1,
             window=window,
             state=PUBLISHED,
@@ -67,10 +85,18 @@ class Machine:
         )
         folder = self.folder / "runs" / run.run_id
         folder.mkdir(parents=True)
-        write_config(load_config(self.folder / "graftline.yaml"), folder / "config.yaml")
+        config = load_config(self.folder / "graftline.yaml", overrides)
+        write_config(config, folder / "config.yaml")
         Plan(run_id=run.run_id, target=window[-1], window=window).write(folder)
         run.write(self.folder / "runs")
-        _note_training(self._store, run.key, self.folder / "tfx" / f"{number}", self.training())
+        _note_training(self._store, run.key, self.folder / "tfx" / f"{self.runs}", self.training())
+
+    def keep_features(self) -> None:
+        """Has the features of all images that were trained on so far, once each."""
+        path = self.folder / "tfx" / "features" / "network" / "0.rows"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.truncate(path, int(0.9 * sum(self.sizes)) * FEATURE)
 
     def drop(self, images: int) -> float:
         """Seconds of a drop."""
@@ -78,8 +104,7 @@ class Machine:
 
     def training(self) -> TrainingRecord:
         """What the training of the newest span did."""
-        new, all_train = self.sizes[-1], int(0.8 * sum(self.sizes))
-        computed = int(0.9 * new)
+        all_train = int(0.8 * sum(self.sizes))
         return TrainingRecord(
             backbone="efficientnet_lite0",
             weights="bundled",
@@ -94,8 +119,8 @@ class Machine:
             workers=1,
             precision="float32",
             warm_start=False,
-            features_computed=computed,
-            features_seconds=2 + 0.01 * computed,
+            features_computed=self.computed,
+            features_seconds=2 + 0.01 * self.computed if self.computed else 0.0,
             features_derived=self.derived,
             derived_seconds=1 + 0.001 * self.derived if self.derived else 0.0,
             phases=(
@@ -110,13 +135,14 @@ class Machine:
         """Seconds of every node of a run on a drop of so many images."""
         training = self.training()
         phases = sum(phase.seconds for phase in training.phases)
-        return {
+        seconds = {
             "ImportExampleGen": 1.5 + 0.0005 * images,
             "StatisticsGen": 5 + 0.002 * images,
             "Trainer": 15 + training.features_seconds + training.derived_seconds + phases,
             "Evaluator": 4 + 0.01 * 0.1 * sum(self.sizes),
             "Pusher": 0.1,
         }
+        return {name: self.slower.get(name, 1.0) * took for name, took in seconds.items()}
 
     def whole(self, images: int) -> float:
         """Seconds of drop and run, all in all, of the newest span."""
@@ -288,8 +314,98 @@ def test_what_does_not_fit_is_told_with_the_knob_to_turn(machine, graftline):
         machine.run(images)
     code, said, _ = graftline("--images", "1000000000", "--size", "1M")
     assert code == 0
-    assert "The disk does not do" in said
+    # The spans and what ImportExampleGen makes of them lie on one.
+    assert said.count("does not do: 2040000.0 GB are wanted") == 1
+    assert "Most goes to drop: put paths.spans on another disk" in said
     assert "graftline gc" in said
+
+
+def test_features_that_are_there_are_counted_once_however_many_runs_have_used_them(
+    machine, planned
+):
+    for images in (300, 900):
+        machine.run(images)
+    machine.keep_features()
+    before = planned("--images", "1000")["disk_bytes"]
+    for _ in range(3):
+        machine.run_again()
+    assert planned("--images", "1000")["disk_bytes"] == before
+    # In the span, as examples, and the features of those that are trained on.
+    assert before == pytest.approx(2 * 1000 * BYTES + 900 * FEATURE, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("folder", "advised"),
+    [
+        ("spans", "drop: put paths.spans on another disk"),
+        ("tfx/features", "Trainer: lower trainer.feature_store_gb"),
+    ],
+)
+def test_every_disk_of_the_project_is_asked_for_what_comes_to_it(
+    machine, planned, disks, folder, advised
+):
+    disk = disks.mount("5m")
+    (machine.folder / folder).symlink_to(disk)
+    for images in (300, 900):
+        machine.run(images)
+    machine.keep_features()
+    [said] = planned("--images", "5000")["advice"]
+    assert "does not do" in said
+    assert advised in said
+    assert planned("--images", "10")["advice"] == []
+
+
+ELSEWHERE = ("beam.nodes={Evaluator: {runner: flink}}", "beam.job_server=localhost:8099")
+
+
+def test_what_a_runner_has_never_run_is_not_told_from_another(machine, planned):
+    for images in (300, 900):
+        machine.run(images)
+    said = planned("--images", "1000", *ELSEWHERE)
+    stages = {stage["name"]: stage for stage in said["stages"]}
+    assert (stages["Evaluator"]["seconds"], stages["Evaluator"]["peak_mb"]) == (0, 0)
+    assert stages["StatisticsGen"]["seconds"] > 0
+    assert [note for note in said["notes"] if "flink" in note] == [
+        "Evaluator: never ran with runner flink so far, and what that takes is not counted."
+    ]
+
+
+def test_it_is_told_from_runs_with_the_same_runner_once_there_are(machine, planned):
+    for images in (300, 900):
+        machine.run(images)
+    here = planned("--images", "1000")
+    machine.slower["Evaluator"] = 5.0
+    for images in (300, 900):
+        machine.run(images, overrides=ELSEWHERE)
+    there = planned("--images", "1000", *ELSEWHERE)
+    assert not [note for note in there["notes"] if "flink" in note]
+    evaluator = {
+        name: next(stage["seconds"] for stage in said["stages"] if stage["name"] == "Evaluator")
+        for name, said in (("here", here), ("there", there))
+    }
+    assert evaluator["there"] > 4 * evaluator["here"]
+    # And what ran there says nothing of this machine.
+    again = planned("--images", "1000")["stages"]
+    assert next(s["seconds"] for s in again if s["name"] == "Evaluator") < 2 * evaluator["here"]
+
+
+@pytest.mark.parametrize(
+    ("override", "stage"), [("beam.parallelism=3", "StatisticsGen"), ("trainer.workers=3", TRAINER)]
+)
+def test_memory_counts_every_process_and_the_one_that_waits_for_them(
+    machine, planned, override, stage
+):
+    def peak(*overrides: str) -> float:
+        stages = planned("--images", "1000", *overrides)["stages"]
+        return next(one["peak_mb"] for one in stages if one["name"] == stage)
+
+    for images in (300, 900):
+        machine.run(images)
+    assert [peak(), peak(override)] == pytest.approx([1000, 4000])
+    assert any("never ran in as many parts" in note for note in planned(override)["notes"])
+    # Once there are such runs, it is as they were measured.
+    machine.run(900, overrides=(override,))
+    assert peak(override) == pytest.approx(1000)
 
 
 def test_runs_with_another_network_are_said_to_be_such(machine, planned):
@@ -322,7 +438,7 @@ def test_memory_that_does_not_do_is_told_with_the_knob_to_turn(
     memory, of_container = machine.folder / "meminfo", machine.folder / "memory.max"
     memory.write_text(f"MemTotal: {(400 if limited == 'machine' else 4000) * 1024} kB\n")
     of_container.write_text("max\n" if limited == "machine" else "400000000\n")
-    monkeypatch.setattr(forecast, "_MEMORY", memory)
-    monkeypatch.setattr(forecast, "_CONTAINERS_MEMORY", of_container)
+    monkeypatch.setattr(capacity, "_MEMORY", memory)
+    monkeypatch.setattr(capacity, "_CONTAINERS_MEMORY", of_container)
     said = " ".join(graftline("--images", "1000")[1].split())
     assert "Memory does not do for Trainer: 1,000 MB are wanted, the machine has 400: lower" in said
