@@ -115,22 +115,46 @@ def linear_model(folder: Path, add: float = 2.0) -> Path:
 
 
 class _Reddest(tf.Module):
-    """Names the strongest colour of an image, with the signature of every exported model."""
+    """Names the strongest colour of an image, with the signature of every exported model.
+
+    It may have memory for so many images at once only, none of them wider than 100 pixels.
+    """
+
+    def __init__(self, most: int | None) -> None:
+        super().__init__()
+        self._most = most
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
     def serve(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         def shares(encoded: tf.Tensor) -> tf.Tensor:
             image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+            if self._most is not None:
+                _hold(tf.shape(image)[1], 100)
             return tf.nn.softmax(tf.reduce_mean(tf.cast(image, tf.float32), [0, 1]) / 255)
 
+        if self._most is not None:
+            _hold(tf.shape(image_bytes)[0], self._most)
         scores = tf.map_fn(shares, image_bytes, fn_output_signature=tf.TensorSpec([3], tf.float32))
         classes = tf.tile([["red", "green", "größtes Blau"]], [tf.shape(scores)[0], 1])
         return {"classes": classes, "scores": scores}
 
 
-def colour_model(folder: Path) -> Path:
-    """Writes a SavedModel that names the strongest colour of an image."""
-    module = _Reddest()
+def _hold(amount: tf.Tensor, most: int) -> None:
+    """Takes memory and gives it back; more than there is is refused as every device does it."""
+    area = {"memory_limit": 4 * most + 1, "shared_name": f"at_most_{most}"}
+    tf.raw_ops.Stage(values=[tf.zeros([amount])], **area)
+    tf.raw_ops.Unstage(dtypes=[tf.float32], **area)
+
+
+def colour_model(folder: Path, most: int | None = None) -> Path:
+    """Writes a SavedModel that names the strongest colour of an image.
+
+    Args:
+        folder: of the version, made here.
+        most: for how many images at once it has memory, of 100 pixels in width at most; None:
+            for any.
+    """
+    module = _Reddest(most)
     tf.saved_model.save(module, str(folder), signatures={"serving_default": module.serve})
     return folder
 

@@ -36,9 +36,9 @@ class BatchSize:
         else:
             self.size = self._most = self.size // 2
 
-    def shrink(self) -> bool:
-        """Halves, for good, after a batch did not fit; False where there is nothing to halve."""
-        if self.size == 1:
+    def shrink(self, images: int) -> bool:
+        """Goes down to half of a batch that did not fit, for good; False where it is there."""
+        if self.size <= images // 2:
             return False
-        self.size = self._most = self.size // 2
+        self.size = self._most = images // 2
         return True

@@ -26,7 +26,7 @@ from graftline.components.ingest.stages import Meter
 from graftline.components.progress import report
 from graftline.components.trainer.devices import take_gpus
 from graftline.serving.errors import UserError
-from graftline.serving.image_check import Limits, UnusableImage
+from graftline.serving.image_check import UnusableImage
 from graftline.serving.predictor import Predictor
 
 # Where the search for the best size begins and ends, by kind of device.
@@ -47,16 +47,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         folder: the output folder, which all workers see.
         plan: what was asked.
-        feature: with the encoded image, where the source is TFRecords.
-        limits: what an image may be.
         batch_size: images per batch; None: what suits the device.
         devices: numbers of the GPUs to use; None: all, empty: the CPU.
     """
 
     folder: str
     plan: Plan
-    feature: str
-    limits: Limits
     batch_size: int | None
     devices: tuple[int, ...] | None
 
@@ -85,14 +81,21 @@ class PartHandler(ModelHandler[int, int, Model]):
         self._encoded = settings
 
     def load_model(self) -> Model:
-        """The version, and the batch size to begin with."""
+        """The version, and the batch size to begin with.
+
+        Raises:
+            UserError: the version does not fit the device.
+        """
         settings = self._settings()
         gpus = take_gpus(settings.devices)
-        predictor = Predictor(Output(Path(settings.folder)).model, gpu=True)
         bounds = _GPU_BATCHES if gpus else _CPU_BATCHES
         fixed = settings.batch_size
         batches = BatchSize(fixed, fixed) if fixed else BatchSize(*bounds)
-        return Model(predictor, batches, Meter("predicting", settings.plan.images))
+        try:
+            predictor = Predictor(Output(Path(settings.folder)).model, gpu=True)
+            return Model(predictor, batches, Meter("predicting", settings.plan.images))
+        except tf.errors.ResourceExhaustedError as error:
+            raise _too_large("the version") from error
 
     def run_inference(
         self,
@@ -140,8 +143,8 @@ class _PartPrediction:
             output.listing,
             self._number,
             plan.kind,
-            self._settings.feature,
-            self._settings.limits,
+            plan.feature,
+            plan.limits,
             ahead=min(2 * self._model.batches.size, _MOST_AHEAD),
         )
         target = output.part_file("predictions", self._number, plan)
@@ -162,7 +165,7 @@ class _PartPrediction:
 
     def _batches(self, images: Iterator[Read]) -> Iterator[list[Read]]:
         """Batches of what can be read, whose pixels are bounded as well as their number."""
-        most = _PIXELS * self._settings.limits.max_pixels
+        most = _PIXELS * self._settings.plan.limits.max_pixels
         batch: list[Read] = []
         pixels = 0
         for image in images:
@@ -195,12 +198,8 @@ class _PartPrediction:
                 return
         except tf.errors.ResourceExhaustedError as error:
             if len(batch) == 1:
-                raise UserError(
-                    f"The memory of the device does not hold one image ({batch[0].name}). Nothing "
-                    "is lost: free memory, or predict without the GPU (CUDA_VISIBLE_DEVICES=), "
-                    "then run the same command again."
-                ) from error
-            if self._model.batches.shrink():
+                raise _too_large(f"one image ({batch[0].name})") from error
+            if self._model.batches.shrink(len(batch)):
                 report(f"memory is used up: batches of {self._model.batches.size} from now on")
         else:
             self._model.batches.note(len(batch), time.monotonic() - began)
@@ -228,3 +227,10 @@ class _PartPrediction:
 
     def _set_aside(self, image: Read, why: UnusableImage) -> None:
         self._bad.append({"file": image.name, "reason": why.reason, "detail": why.detail})
+
+
+def _too_large(what: str) -> UserError:
+    return UserError(
+        f"The memory of the device does not hold {what}. Nothing is lost: free memory, or predict "
+        "without the GPU (CUDA_VISIBLE_DEVICES=), then run the same command again."
+    )

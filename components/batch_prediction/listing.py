@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from graftline.components.ingest.own_records import WHOLE, Piece, images, pieces
 from graftline.components.ingest.sources import TFRECORDS, Source, unlabelled
 from graftline.components.progress import report
 from graftline.serving.errors import UserError
@@ -20,10 +21,11 @@ from graftline.serving.image_check import Limits, UnusableImage, check_header, c
 
 
 class Item(msgspec.Struct, frozen=True, array_like=True):
-    """One file: its name within the source, and its path."""
+    """One file: its name within the source, its path, and which of its records, if it has any."""
 
     name: str
     path: bytes
+    piece: Piece = WHOLE
 
 
 class Read(msgspec.Struct, frozen=True):
@@ -43,7 +45,7 @@ class Read(msgspec.Struct, frozen=True):
 def write_listing(source: Source, folder: Path, part_size: int) -> tuple[int, int]:
     """Lists a source, one file per part.
 
-    A file of records is a part of its own: it can only be read from its beginning.
+    No part has records of two files, and a compressed file is one part.
 
     Args:
         source: of kind FILES, MANIFEST or TFRECORDS.
@@ -56,18 +58,26 @@ def write_listing(source: Source, folder: Path, part_size: int) -> tuple[int, in
     Raises:
         UserError: there is nothing, or it cannot be listed.
     """
-    records = source.kind == TFRECORDS
-    entries = unlabelled(source)
-    parts = images = 0
-    while chunk := list(itertools.islice(entries, 1 if records else part_size)):
-        items = [Item(_printable(entry.name), os.fsencode(entry.path)) for entry in chunk]
+    parts = files = 0
+    for items in _parts(source, part_size):
         (folder / f"{parts:05d}.msgpack").write_bytes(msgspec.msgpack.encode(items))
         parts += 1
-        images += len(chunk)
-        report(f"listing {source.path}  {images}")
+        files += len(items)
+        report(f"listing {source.path}  {files}")
     if not parts:
         raise UserError(f"The source {source.path} holds no images. Nothing was predicted.")
-    return parts, 0 if records else images
+    return parts, 0 if source.kind == TFRECORDS else files
+
+
+def _parts(source: Source, part_size: int) -> Iterator[list[Item]]:
+    entries = unlabelled(source)
+    if source.kind != TFRECORDS:
+        while chunk := list(itertools.islice(entries, part_size)):
+            yield [Item(_printable(entry.name), os.fsencode(entry.path)) for entry in chunk]
+        return
+    for entry in entries:
+        for piece in pieces(entry.path, part_size):
+            yield [Item(_printable(entry.name), os.fsencode(entry.path), piece)]
 
 
 def read_part(
@@ -85,16 +95,15 @@ def read_part(
     """
     from graftline.components.ingest.stages import in_order
 
-    path = listing / f"{number:05d}.msgpack"
-    items = msgspec.msgpack.decode(path.read_bytes(), type=list[Item])
+    listed = (listing / f"{number:05d}.msgpack").read_bytes()
+    items = msgspec.msgpack.decode(listed, type=list[Item])
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         if kind != TFRECORDS:
             yield from in_order(pool, lambda item: _file(item, limits), items, ahead)
             return
-        from graftline.components.ingest.own_records import images
-
         for item in items:
-            records = enumerate(images(Path(os.fsdecode(item.path)), feature))
+            path = Path(os.fsdecode(item.path))
+            records = enumerate(images(path, feature, item.piece), item.piece.first)
             named = ((f"{item.name}[{position}]", content) for position, content in records)
             yield from in_order(pool, lambda one: _checked(*one, limits), named, ahead)
 

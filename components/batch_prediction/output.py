@@ -27,6 +27,7 @@ import msgspec
 from graftline.components.batch_prediction.tables import PARTIAL, SUFFIXES
 from graftline.serving.errors import UserError
 from graftline.serving.file_system import link_or_copy, sync
+from graftline.serving.image_check import Limits
 
 WORK = ".graftline"
 SUMMARY = "summary.json"
@@ -44,6 +45,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         kind: of the source.
         version: number of the version.
         format: of the tables.
+        feature: with the encoded image, where the source is TFRecords; else empty.
+        limits: what an image may be.
         images: how many are listed; 0 where files of records were listed, whose images nobody has
             counted.
         parts: of how many files each table is.
@@ -54,6 +57,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     version: int
     format: str
+    feature: str
+    limits: Limits
     images: int
     parts: int
     begun: str
@@ -111,13 +116,17 @@ class Output:
                 "output folder."
             ) from error
 
-    def check(self, source: Path, version: int | None, kind: str) -> Plan | None:
+    def check(
+        self, source: Path, version: int | None, kind: str, feature: str, limits: Limits
+    ) -> Plan | None:
         """What was asked before, where that is what is asked now.
 
         Args:
             source: what is asked now.
             version: likewise; None: whichever.
             kind: the format, likewise.
+            feature: likewise.
+            limits: likewise.
 
         Raises:
             UserError: it is another prediction, and two in one folder cannot be told apart.
@@ -125,13 +134,21 @@ class Output:
         plan = self.plan()
         if plan is None:
             return None
-        if (plan.source, plan.format) == (str(source), kind) and version in (None, plan.version):
-            return plan
-        raise UserError(
-            f"{self.folder} holds predictions of {plan.source} by version {plan.version} as "
-            f"{plan.format}, begun {plan.begun}. Ask for the same to go on with them, or name "
-            "another folder."
-        )
+        wanted = (str(source), kind, version or plan.version)
+        if (plan.source, plan.format, plan.version) != wanted:
+            raise UserError(
+                f"{self.folder} holds predictions of {plan.source} by version {plan.version} as "
+                f"{plan.format}, begun {plan.begun}. Ask for the same to go on with them, or name "
+                "another folder."
+            )
+        before = {"features.image": plan.feature, **msgspec.structs.asdict(plan.limits)}
+        now = {"features.image": feature, **msgspec.structs.asdict(limits)}
+        if other := [f"drop.{key} {value}" for key, value in before.items() if now[key] != value]:
+            raise UserError(
+                f"{self.folder} holds predictions that were begun with {', '.join(other)}. Set it "
+                "to that to go on with them, or name another folder."
+            )
+        return plan
 
     def begin(self, version: Path) -> None:
         """Makes the folders, and holds the version: it may be withdrawn before the end."""

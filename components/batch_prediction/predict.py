@@ -30,7 +30,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         version: number of the version.
         model: its folder.
         format: a key of `tables.SUFFIXES`.
-        feature: with the encoded image, where the source is TFRecords.
+        feature: with the encoded image, where the source is TFRecords; else empty.
         limits: what an image may be.
         part_size: images per file of the tables.
         batch_size: images that are predicted at once; None: what suits the device.
@@ -67,8 +67,6 @@ def predict(request: Request, held: Output, options: Sequence[str]) -> Summary:
         settings = Settings(
             folder=str(held.folder),
             plan=plan,
-            feature=request.feature,
-            limits=request.limits,
             batch_size=request.batch_size,
             devices=request.devices,
         )
@@ -87,6 +85,8 @@ def _begin(request: Request, held: Output) -> Plan:
         kind=source.kind,
         version=request.version,
         format=request.format,
+        feature=request.feature,
+        limits=request.limits,
         images=images,
         parts=parts,
         begun=output.now(),

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import msgspec
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
@@ -23,11 +24,10 @@ from graftline.components.ingest.entries import Entry
 from graftline.components.ingest.examine import in_words
 from graftline.components.ingest.labels import class_named, split_named
 from graftline.components.ingest.sources import Source
+from graftline.serving import tfrecords
 from graftline.serving.image_check import UnusableImage
 
 _GZIP = b"\x1f\x8b"
-# Around every record: its length, and a checksum of each.
-_FRAME_BYTES = 8 + 4 + 4
 
 
 class _Unusable(Exception):
@@ -58,7 +58,45 @@ def entries(source: Source, features: FeaturesConfig, unpacked: Path) -> Iterato
                 yield Entry(path=file, name=name, label=None).refuse("unreadable", in_words(error))
 
 
-def images(file: Path, feature: str) -> Iterator[bytes | UnusableImage]:
+class Piece(msgspec.Struct, frozen=True, array_like=True):
+    """A part of a file of records.
+
+    Attributes:
+        start: where its first record begins.
+        end: where its last one ends; None: at the end of the file.
+        first: number of its first record in the file.
+    """
+
+    start: int = 0
+    end: int | None = None
+    first: int = 0
+
+
+WHOLE = Piece()
+
+
+def pieces(file: Path, count: int) -> list[Piece]:
+    """Divides a file into pieces of so many records; the last one has what is left.
+
+    It is one piece where it is compressed, for it can only be read from its beginning then.
+    """
+    try:
+        with file.open("rb") as stream:
+            size = file.stat().st_size
+            if _is_compressed(stream) or not size:
+                return [WHOLE]
+            found = [
+                (place, number)
+                for number, place in enumerate(tfrecords.starts(stream, size))
+                if number % count == 0
+            ]
+    except OSError:
+        return [WHOLE]  # whoever reads it says why that cannot be done
+    ends = [*(place for place, _ in found[1:]), size]
+    return [Piece(start, end, first) for (start, first), end in zip(found, ends, strict=True)]
+
+
+def images(file: Path, feature: str, piece: Piece = WHOLE) -> Iterator[bytes | UnusableImage]:
     """The images of one file, whatever their class; in place of one, why there is none.
 
     Behind a damage nothing can be read: it ends the file.
@@ -66,10 +104,11 @@ def images(file: Path, feature: str) -> Iterator[bytes | UnusableImage]:
     Args:
         file: TFRecords of tf.Examples, compressed or not.
         feature: which one is the encoded image.
+        piece: a part of it.
     """
-    read = 0
+    read = piece.first
     try:
-        for serialized in _records(file):
+        for serialized in _records(file, piece):
             read += 1
             try:
                 yield _one_bytes(_parse(serialized), feature)
@@ -85,19 +124,28 @@ def _damage(error: tf.errors.OpError, read: int) -> str:
     return f"{in_words(error)}, after {read} records that were read"
 
 
-def _records(file: Path) -> Iterator[bytes]:
+def _records(file: Path, piece: Piece = WHOLE) -> Iterator[bytes]:
     try:
         with file.open("rb") as stream:
-            compression = "GZIP" if stream.read(2) == _GZIP else ""
+            if not _is_compressed(stream):
+                end = file.stat().st_size if piece.end is None else piece.end
+                yield from tfrecords.records(stream, piece.start, end)
+                return
     except OSError as error:
         raise tf.errors.UnavailableError(None, None, error.strerror) from error
+    except tfrecords.Damage as damage:
+        raise tf.errors.DataLossError(None, None, str(damage)) from damage
     size = 0
-    for serialized in tf.data.TFRecordDataset(str(file), compression).as_numpy_iterator():
-        size += len(serialized) + _FRAME_BYTES
+    for serialized in tf.data.TFRecordDataset(str(file), "GZIP").as_numpy_iterator():
+        size += len(serialized) + tfrecords.FRAME_BYTES
         yield serialized
     # TensorFlow takes a file that was cut within the header of a record for a whole one.
-    if size != (_unpacked_size(file) if compression else file.stat().st_size):
+    if size != _unpacked_size(file):
         raise tf.errors.DataLossError(None, None, f"cut within the header of a record at {size}")
+
+
+def _is_compressed(stream: BinaryIO) -> bool:
+    return stream.read(len(_GZIP)) == _GZIP
 
 
 def _unpacked_size(file: Path) -> int:

@@ -55,7 +55,7 @@ _AFTERWARDS = "Parts that are finished are kept: the same command goes on with t
     type=click.IntRange(min=1),
     default=1000,
     show_default=True,
-    help="Images per file of the tables; of TFRecords each file becomes one.",
+    help="Images per file of the tables; of compressed TFRecords each file becomes one.",
 )
 def predict_batch(
     project: Project,
@@ -72,14 +72,16 @@ def predict_batch(
     Run again, it goes on with what is missing.
     """
     source, output = source.resolve(), output.resolve()
-    sources.detect_unlabelled(source)
+    found = sources.detect_unlabelled(source)
+    feature = project.config.drop.features.image if found.kind == sources.TFRECORDS else ""
+    limits = msgspec.convert(project.config.drop, Limits, from_attributes=True)
     _refuse_inside(source, output)
     began = time.monotonic()
     versions = BasePath(project.base_path)
     # A mistake in the version leaves no folder behind.
     folder = None if outputs.is_begun(output) else versions.folder(version)
     with outputs.hold(output) as held:
-        plan = held.check(source, version, kind)
+        plan = held.check(source, version, kind, feature, limits)
         summary = held.summary() if plan else None
         if plan and summary:
             held.check_complete(plan)
@@ -103,8 +105,8 @@ def predict_batch(
                 version=number,
                 model=model,
                 format=kind,
-                feature=project.config.drop.features.image,
-                limits=msgspec.convert(project.config.drop, Limits, from_attributes=True),
+                feature=feature,
+                limits=limits,
                 part_size=part_size,
                 batch_size=batch_size,
                 devices=project.config.trainer.devices,

@@ -16,19 +16,17 @@ import logging
 import os
 import queue
 import random
-import struct
 import threading
 import time
 from pathlib import Path
 from typing import Any, BinaryIO
-
-import google_crc32c
 
 from graftline.serving.errors import UserError
 from graftline.serving.gateway.config import SampleConfig
 from graftline.serving.gateway.metrics import Metrics
 from graftline.serving.gateway.model_server import Classification
 from graftline.serving.protos import declare
+from graftline.serving.tfrecords import frame
 
 _ROOM = 16  # requests that wait for the disk
 _LAST_SECONDS = 5.0
@@ -99,7 +97,7 @@ class Sampler:
     def _write_all(self) -> None:
         while (sample := self._queue.get()) is not None:
             try:
-                self._write(_record(_example(*sample)))
+                self._write(frame(_example(*sample)))
                 self._metrics.samples.labels("written").inc()
             except OSError as error:
                 self._metrics.samples.labels("failed").inc()
@@ -150,14 +148,3 @@ def _example(image: bytes, answer: Classification, label: str, when: float) -> b
     add("time", "int64_list", [round(when)])
     serialized: bytes = example.SerializeToString()
     return serialized
-
-
-def _record(data: bytes) -> bytes:
-    """A record of a TFRecord file (tensorflow/core/lib/io/record_writer.cc)."""
-    length = struct.pack("<Q", len(data))
-    return b"".join([length, _masked_crc(length), data, _masked_crc(data)])
-
-
-def _masked_crc(data: bytes) -> bytes:
-    crc = google_crc32c.value(data)
-    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ import pytest
 import tensorflow as tf
 
 from graftline.components.batch_prediction.batch_size import BatchSize
+from graftline.components.batch_prediction.tables import SUFFIXES
 from graftline.pipeline.cli.main import main
+from graftline.serving import tfrecords
 from graftline.serving.base_path import BasePath
 from graftline.serving.manifest import Manifest
 from model_servers import colour_model
@@ -23,6 +27,8 @@ from model_servers import coloured_image as image
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "größtes Blau": (0, 0, 255)}
 NAMES = list(COLOURS)
+PAGE = 4096
+UNUSABLE = ("torn.png", "nowhere.png")
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -74,6 +80,12 @@ def rows(output: Path, table: str = "predictions") -> list[dict[str, Any]]:
         for line in path.read_text("utf-8").splitlines()
     ]
     return sorted(found, key=lambda row: row["file"])
+
+
+def labels(source: Path) -> list[str]:
+    """What the usable images show, in the order of their names."""
+    names = (path.relative_to(source).as_posix() for path in source.glob("*/*-*.png"))
+    return [name.split("-")[1][:-4] for name in sorted(names) if not name.endswith(UNUSABLE)]
 
 
 def assert_right(found: list[dict[str, Any]], source: Path) -> None:
@@ -158,6 +170,8 @@ def test_tfrecords_are_read_up_to_a_damage_which_is_told(graftline, tmp_path):
     cut.write_bytes(cut.read_bytes()[:-10])
 
     graftline(folder, tmp_path / "output", "drop.features.image=photo")
+    code, _, errors = graftline(folder, tmp_path / "output")
+    assert (code, "were begun with drop.features.image photo" in errors) == (2, True)
     assert [row["file"] for row in rows(tmp_path / "output")] == [
         *(f"cut.tfrecord[{number}]" for number in (1, 2)),
         *(f"whole.tfrecord[{number}]" for number in (1, 2, 3)),
@@ -169,19 +183,113 @@ def test_tfrecords_are_read_up_to_a_damage_which_is_told(graftline, tmp_path):
     ]
 
 
-def test_a_full_disk_is_told_and_the_same_command_goes_on(graftline, source, tmp_path, disks):
-    output = disks.mount("600k") / "output"
-    ballast = output.parent / "ballast"
-    ballast.write_bytes(b"0" * 540_000)
-    code, _, errors = graftline(source, output, "--part-size", "1")
+def written(path: Path, count: int, options: str = "") -> Path:
+    """A file of so many records, each an image of another width."""
+    with tf.io.TFRecordWriter(str(path), options) as writer:
+        for number in range(count):
+            content = image(COLOURS[NAMES[number % 3]], size=(8 + number, 8))
+            feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[content]))
+            features = tf.train.Features(feature={"image": feature})
+            writer.write(tf.train.Example(features=features).SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize(("options", "parts"), [("", 4), ("GZIP", 1)])
+def test_a_file_of_records_becomes_parts_unless_it_is_compressed(
+    graftline, tmp_path, options, parts
+):
+    records = written(tmp_path / "x.tfrecord", 20, options)
+    output = tmp_path / "output"
+    assert graftline(records, output, "--part-size", "6")[0] == 0
+    found = {row["file"]: row["label"] for row in rows(output)}
+    assert found == {f"x.tfrecord[{number}]": NAMES[number % 3] for number in range(20)}
+    assert len(list(output.glob(f"predictions-*-of-{parts:05d}.jsonl"))) == parts
+
+
+@pytest.mark.parametrize(("place", "good"), [(9, 9), (-2, 19)], ids=["length", "last checksum"])
+def test_behind_a_damage_nothing_of_a_file_is_predicted_whatever_its_parts(
+    graftline, tmp_path, place, good
+):
+    records = written(tmp_path / "x.tfrecord", 20)
+    content = bytearray(records.read_bytes())
+    with records.open("rb") as stream:
+        begins = list(tfrecords.starts(stream, len(content)))
+    content[begins[good] + place if place > 0 else place] ^= 1
+    records.write_bytes(content)
+
+    assert graftline(records, tmp_path / "output", "--part-size", "6")[0] == 0
+    assert len(rows(tmp_path / "output")) == good
+    [row] = rows(tmp_path / "output", "bad")
+    assert row["reason"] == "damaged-tfrecord"
+    assert f"after {good} records that were read" in row["detail"]
+
+
+@pytest.mark.parametrize("kind", SUFFIXES)
+def test_a_full_disk_is_told_and_the_same_command_goes_on(
+    graftline, source, saved_model, disks, kind
+):
+    disk = disks.mount("2m")
+    output, ballast = disk / "output", disk / "ballast"
+    model = sum(path.stat().st_blocks * 512 for path in saved_model.rglob("*"))
+    # Beside the version and what is listed, for some of the parts.
+    room = model + PAGE * (23 + 15)
+    ballast.write_bytes(b"0" * (shutil.disk_usage(disk).free - room))
+    arguments = ("--part-size", "1", "--format", kind)
+    code, _, errors = graftline(source, output, *arguments)
     assert (code, "is full" in errors, "goes on" in errors) == (2, True, True)
     assert not list(output.glob("summary.json"))
 
     ballast.unlink()
     before = {path: path.stat().st_mtime_ns for path in output.glob("predictions-*")}
-    assert graftline(source, output, "--part-size", "1")[0] == 0
-    assert_right(rows(output), source)
+    assert before
+    assert graftline(source, output, *arguments)[0] == 0
+    assert len(list(output.glob("predictions-*"))) == 23
+    assert json.loads((output / "summary.json").read_text())["images"] == 20
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+
+
+@pytest.fixture
+def small_device(tmp_path: Path, graftline: Call) -> Callable[[int], None]:
+    """Puts a version in service whose device has memory for so many images at once."""
+
+    def make(most: int) -> None:
+        _publish(tmp_path, colour_model(tmp_path / "small" / "1", most), "small")
+
+    return make
+
+
+def test_where_memory_ends_batches_become_smaller_and_every_image_is_predicted(
+    graftline, source, tmp_path, small_device
+):
+    small_device(3)
+    (source / "0" / "05-torn.png").unlink()  # it would be found by halving, too
+    output = tmp_path / "output"
+    assert graftline(source, output, "--batch-size", "16")[0] == 0
+    assert {row["version"] for row in rows(output)} == {2}
+    assert [row["label"] for row in rows(output)] == labels(source)
+    told = re.findall(r"batches of (\d+) from now on", (output / ".graftline/log.txt").read_text())
+    assert told == ["8", "4", "2"]
+
+
+def test_an_image_that_the_memory_does_not_hold_is_named_and_the_same_command_goes_on(
+    graftline, source, tmp_path, small_device
+):
+    small_device(3)
+    wide = source / "1" / "19-green.png"
+    usual = wide.read_bytes()
+    wide.write_bytes(image(COLOURS["green"], size=(101, 8)))
+    code, _, errors = graftline(source, tmp_path / "output", "--part-size", "2")
+    assert (code, "does not hold one image (1/19-green.png)" in errors) == (2, True)
+
+    wide.write_bytes(usual)
+    assert graftline(source, tmp_path / "output")[0] == 0
+    assert [row["label"] for row in rows(tmp_path / "output")] == labels(source)
+
+
+def test_a_version_that_the_memory_does_not_hold_is_told(graftline, source, tmp_path, small_device):
+    small_device(0)
+    code, _, errors = graftline(source, tmp_path / "output")
+    assert (code, "does not hold the version" in errors) == (2, True)
 
 
 def test_a_prediction_that_is_complete_is_not_made_again(graftline, source, tmp_path):
@@ -210,6 +318,17 @@ def test_two_predictions_do_not_share_a_folder(graftline, source, saved_model, t
         assert (code, "holds predictions of" in errors) == (2, True)
     # Whoever does not ask for a version goes on with the one that was begun with.
     assert graftline(source, output)[0] == 0
+
+
+def test_what_an_image_may_be_stays_the_same_until_the_end(graftline, source, tmp_path):
+    output = tmp_path / "output"
+    graftline(source, output, "drop.max_pixels=1000")
+    code, _, errors = graftline(source, output)
+    assert (code, "were begun with" in errors) == (2, True)
+    assert "drop.max_pixels 1000" in errors
+    assert graftline(source, output, "drop.max_pixels=1000")[0] == 0
+    # Which feature it would be matters to records only.
+    assert graftline(source, output, "drop.max_pixels=1000", "drop.features.image=photo")[0] == 0
 
 
 def test_a_folder_with_other_things_is_left_alone(graftline, source, tmp_path):
@@ -270,8 +389,10 @@ def test_batches_grow_while_that_is_faster_and_no_further():
 
 def test_batches_that_do_not_fit_shrink_for_good():
     batches = BatchSize(first=32, most=1024)
-    assert batches.shrink()
+    assert batches.shrink(32)
     for _ in range(30):
         batches.note(batches.size, 1.0)
     assert batches.size == 16
-    assert not BatchSize(first=1, most=1).shrink()
+    # Of one that was made before that, both halves may be too large.
+    assert not batches.shrink(32)
+    assert batches.size == 16
