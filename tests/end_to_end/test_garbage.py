@@ -11,6 +11,7 @@ import pytest
 
 from commands import Command, answer, draw, graftline, last_run, there
 from graftline.components.batch_prediction.output import WORK
+from graftline.pipeline.garbage import EXAMPLES
 from graftline.pipeline.plan import SpanVersion
 from graftline.serving.base_path import BasePath
 
@@ -61,11 +62,53 @@ def test_versions_their_lineage_and_what_the_window_needs_stay(published, tmp_pa
     assert "Nothing to remove" in graftline(published, "gc")
 
 
+def lineage(project: Path) -> dict[str, list[str]]:
+    """What tells how versions came about, by node: which executions have it on disk."""
+    told = {
+        "ImportExampleGen": "examples",
+        "StatisticsGen": "statistics",
+        "Transform": "transform_graph",
+        "Trainer": "model_run",
+        "Evaluator": "evaluation",
+    }
+    return {node: outputs(project, node, output) for node, output in told.items()}
+
+
+def test_a_withdrawn_version_keeps_its_files_and_its_lineage(published):
+    before = lineage(published)
+    assert all(len(executions) == 2 for executions in before.values())
+    graftline(published, "withdraw", "1", "--reason", "bad")
+    assert "Nothing to remove" in graftline(published, "gc")
+    assert lineage(published) == before
+    graftline(published, "restore", "1", "--reason", "good after all")
+    graftline(published, "verify", "1")
+
+
+def test_of_a_version_that_is_gone_for_good_only_the_records_stay(published, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(published, copy)
+    shutil.rmtree(copy / "serving" / "blobs" / "1")
+    graftline(copy, "gc")
+    count = {node: len(executions) for node, executions in lineage(copy).items()}
+    # The examples are those that the window reaches.
+    assert count == {
+        "ImportExampleGen": 2,
+        "StatisticsGen": 2,
+        "Transform": 1,
+        "Trainer": 2,
+        "Evaluator": 1,
+    }
+
+
 def test_what_was_removed_is_made_again_when_a_run_wants_it(published):
     graftline(published, "run", "--force", "window.last=1", *OVERRIDE)
-    graftline(published, "gc", "window.last=1")
-    # Examples of span 1, and the copy of version 1 that the second run was compared with.
+    statistics = outputs(published, "StatisticsGen", "statistics")
+    gone = answer(published, "gc", "window.last=1")["kinds"]
+    # Examples of span 1, an earlier copy of those of span 2, and the copy of version 1 that the
+    # second run was compared with; the statistics of all runs stay.
+    assert gone[EXAMPLES]["items"] == 2
     assert len(outputs(published, "ImportExampleGen", "examples")) == 1
+    assert outputs(published, "StatisticsGen", "statistics") == statistics
     assert not list((published / "tfx" / "in_service").glob("1-*"))
 
     for reason in ("one back", "two back"):
