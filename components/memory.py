@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _LOOK_EVERY = 0.5  # seconds
+_PAUSES = 20  # times as long as it looks
 
 
 class _Below(threading.Thread):
@@ -26,9 +27,11 @@ class _Below(threading.Thread):
 
     def run(self) -> None:
         while True:
+            began = time.monotonic()
             now = sum(map(_shared_kb, _below(os.getpid())))
             self.peak_kb = max(self.peak_kb, now)
-            time.sleep(_LOOK_EVERY)
+            # The system walks through all pages of a process, which in a large one takes a while.
+            time.sleep(max(_LOOK_EVERY, _PAUSES * (time.monotonic() - began)))
 
 
 _watch: _Below | None = None
