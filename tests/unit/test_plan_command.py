@@ -13,14 +13,14 @@ import msgspec
 import pytest
 from ml_metadata.proto import metadata_store_pb2
 
-from graftline.components.ingest.spans import SUMMARY, Summary
+from graftline.components.ingest.spans import SUMMARY, RanOn, Summary
 from graftline.components.trainer.config import TrainerConfig
 from graftline.components.trainer.record import Best, Epoch, Phase, TrainingRecord
 from graftline.pipeline import capacity
 from graftline.pipeline.cli.main import main
 from graftline.pipeline.config import Config, load_config, write_config
 from graftline.pipeline.cost_model import fit
-from graftline.pipeline.past_runs import TRAINER
+from graftline.pipeline.past_runs import TRAINER, ran_on
 from graftline.pipeline.plan import Plan, SpanVersion
 from graftline.pipeline.run_record import PUBLISHED, NodeRecord, RunRecord
 
@@ -57,7 +57,9 @@ class Machine:
         self.computed = int(0.9 * images)
         span = self.folder / "spans" / f"span-{len(self.sizes)}" / "version-1"
         span.mkdir(parents=True)
-        (span / SUMMARY).write_bytes(msgspec.json.encode(_summary(images, self.drop(images))))
+        where = ran_on(load_config(self.folder / "graftline.yaml", overrides))["drop"]
+        summary = _summary(images, self.drop(images), where)
+        (span / SUMMARY).write_bytes(msgspec.json.encode(summary))
         self._train(images, overrides)
 
     def run_again(self) -> None:
@@ -100,7 +102,7 @@ class Machine:
 
     def drop(self, images: int) -> float:
         """Seconds of a drop."""
-        return 1.0 + 0.004 * images
+        return self.slower.get("drop", 1.0) * (1.0 + 0.004 * images)
 
     def training(self) -> TrainingRecord:
         """What the training of the newest span did."""
@@ -164,7 +166,7 @@ def _phase(name: str, epochs: int, fixed: float, each: float, images: int) -> Ph
     )
 
 
-def _summary(images: int, seconds: float) -> Summary:
+def _summary(images: int, seconds: float, where: RanOn) -> Summary:
     counts = {split: {"a": round(share * images)} for split, share in SPLITS.items()}
     return Summary(
         source="",
@@ -176,6 +178,7 @@ def _summary(images: int, seconds: float) -> Summary:
         counts=counts,
         quarantined={},
         seconds=seconds,
+        ran_on=where,
     )
 
 
@@ -355,38 +358,36 @@ def test_every_disk_of_the_project_is_asked_for_what_comes_to_it(
     assert planned("--images", "10")["advice"] == []
 
 
-ELSEWHERE = ("beam.nodes={Evaluator: {runner: flink}}", "beam.job_server=localhost:8099")
+def elsewhere(stage: str) -> tuple[str, ...]:
+    """Puts a stage on another runner."""
+    return f"beam.nodes={{{stage}: {{runner: flink}}}}", "beam.job_server=localhost:8099"
 
 
-def test_what_a_runner_has_never_run_is_not_told_from_another(machine, planned):
+@pytest.mark.parametrize(("stage", "other"), [("drop", "Evaluator"), ("Evaluator", "drop")])
+def test_what_a_runner_has_never_run_is_not_told_from_another(machine, planned, stage, other):
     for images in (300, 900):
         machine.run(images)
-    said = planned("--images", "1000", *ELSEWHERE)
-    stages = {stage["name"]: stage for stage in said["stages"]}
-    assert (stages["Evaluator"]["seconds"], stages["Evaluator"]["peak_mb"]) == (0, 0)
-    assert stages["StatisticsGen"]["seconds"] > 0
+    said = planned("--images", "1000", *elsewhere(stage))
+    stages = {one["name"]: one for one in said["stages"]}
+    assert (stages[stage]["seconds"], stages[stage]["peak_mb"]) == (0, 0)
+    assert stages[other]["seconds"] > 0
     assert [note for note in said["notes"] if "flink" in note] == [
-        "Evaluator: never ran with runner flink so far, and what that takes is not counted."
+        f"{stage}: never ran with runner flink so far, and what that takes is not counted."
     ]
 
 
-def test_it_is_told_from_runs_with_the_same_runner_once_there_are(machine, planned):
+@pytest.mark.parametrize("stage", ["drop", "Evaluator"])
+def test_it_is_told_from_runs_with_the_same_runner_once_there_are(machine, planned, stage):
+    def seconds(*overrides: str) -> float:
+        stages = planned("--images", "1000", *overrides)["stages"]
+        return next(one["seconds"] for one in stages if one["name"] == stage)
+
     for images in (300, 900):
         machine.run(images)
-    here = planned("--images", "1000")
-    machine.slower["Evaluator"] = 5.0
+    machine.slower[stage] = 5.0
     for images in (300, 900):
-        machine.run(images, overrides=ELSEWHERE)
-    there = planned("--images", "1000", *ELSEWHERE)
-    assert not [note for note in there["notes"] if "flink" in note]
-    evaluator = {
-        name: next(stage["seconds"] for stage in said["stages"] if stage["name"] == "Evaluator")
-        for name, said in (("here", here), ("there", there))
-    }
-    assert evaluator["there"] > 4 * evaluator["here"]
-    # And what ran there says nothing of this machine.
-    again = planned("--images", "1000")["stages"]
-    assert next(s["seconds"] for s in again if s["name"] == "Evaluator") < 2 * evaluator["here"]
+        machine.run(images, overrides=elsewhere(stage))
+    assert seconds(*elsewhere(stage)) > 4 * seconds()
 
 
 @pytest.mark.parametrize(
