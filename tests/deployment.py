@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -113,3 +114,26 @@ def queries() -> Iterator[tuple[str, str]]:
         for target in panel.get("targets", []):
             expression = target["expr"].replace("$__rate_interval", "1m").replace("$model", ".*")
             yield f"{panel['title']} {target['refId']}", expression
+
+
+def all_pods(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Labels and specs of all pods, those that Flink's operator makes among them."""
+    found = pod_templates(objects)
+    for name, cluster in named(objects, "FlinkDeployment").items():
+        common = cluster["spec"]["podTemplate"]
+        found[name] = copy.deepcopy(common)
+        own = cluster["spec"]["taskManager"]["podTemplate"]["spec"]["containers"]
+        assert own[0]["name"] == common["spec"]["containers"][0]["name"]
+        found[name]["spec"]["containers"] += own[1:]
+    return found
+
+
+def with_components(folder: Path, *components: str) -> list[dict[str, Any]]:
+    """The base with some components."""
+    # kustomize knows resources by paths from where it is.
+    up = "../" * len(folder.resolve().parts[1:]) + str(MANIFESTS)[1:]
+    paths = [f"{up}/components/{name}" for name in components]
+    (folder / "kustomization.yaml").write_text(
+        f"namespace: graftline\nresources: ['{up}/base']\ncomponents: {paths}\n"
+    )
+    return kustomized(folder)

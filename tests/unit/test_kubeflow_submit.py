@@ -16,7 +16,8 @@ from graftline.pipeline.kubeflow_config import ApiConfig
 from graftline.pipeline.project import Project
 from graftline.pipeline.run_record import RunRecord
 from graftline.serving.errors import UserError
-from kubeflow_server import TOKEN, kubeflow, kubeflow_server, operations, package, problems
+from kubeflow_api import operations, problems
+from kubeflow_server import TOKEN, kubeflow, kubeflow_server, package
 
 
 def test_a_run_is_of_the_package_just_uploaded_and_has_the_parameters_that_were_asked_for(

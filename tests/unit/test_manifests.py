@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import yaml
 
-from deployment import MANIFESTS, REPOSITORY, kustomized, named, pod_templates
+from deployment import (
+    MANIFESTS,
+    REPOSITORY,
+    all_pods,
+    kustomized,
+    named,
+    pod_templates,
+    with_components,
+)
 from graftline.pipeline.beam.config import BeamConfig
 from graftline.pipeline.config import Config, override
 from graftline.pipeline.kubeflow_config import (
@@ -39,20 +45,8 @@ def standalone() -> list[dict[str, Any]]:
     return kustomized(MANIFESTS / "overlays/standalone")
 
 
-def templates(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Labels and specs of all pods, those that Flink's operator makes among them."""
-    found = pod_templates(objects)
-    for name, cluster in named(objects, "FlinkDeployment").items():
-        common = cluster["spec"]["podTemplate"]
-        found[name] = copy.deepcopy(common)
-        own = cluster["spec"]["taskManager"]["podTemplate"]["spec"]["containers"]
-        assert own[0]["name"] == common["spec"]["containers"][0]["name"]
-        found[name]["spec"]["containers"] += own[1:]
-    return found
-
-
 def container(objects: list[dict[str, Any]], pod: str, name: str) -> dict[str, Any]:
-    [found] = [c for c in templates(objects)[pod]["spec"]["containers"] if c["name"] == name]
+    [found] = [c for c in all_pods(objects)[pod]["spec"]["containers"] if c["name"] == name]
     return found
 
 
@@ -71,7 +65,7 @@ def test_the_manifests_fit_the_schemas_of_kubernetes(overlay, version, request):
 
 
 def test_every_pod_is_confined(production):
-    for name, template in templates(production).items():
+    for name, template in all_pods(production).items():
         pod = template["spec"]
         assert pod["automountServiceAccountToken"] is False, name
         assert pod["securityContext"]["runAsNonRoot"] is True, name
@@ -110,7 +104,7 @@ def test_the_service_account_changes_nothing_but_what_runs_need(production):
 def test_no_secret_has_a_value_here(production, standalone):
     for objects in (production, standalone):
         assert not named(objects, "Secret")
-        for name, template in templates(objects).items():
+        for name, template in all_pods(objects).items():
             for found in template["spec"]["containers"]:
                 for variable in variables(found).values():
                     secret = re.search("(PASSWORD|PWD|TOKEN|USER)$", variable["name"])
@@ -128,7 +122,7 @@ def test_everything_that_is_named_is_there(production, standalone):
         # Made by the operator of the cluster; the one of notices only where they are wanted.
         there |= {("Secret", "gateway-api-keys"), ("Secret", "graftline-metadata")}
         there |= {("Secret", "graftline-notify")}
-        for name, template in templates(objects).items():
+        for name, template in all_pods(objects).items():
             pod = template["spec"]
             for kind, found in _references(pod):
                 assert (kind, found) in there, name
@@ -181,7 +175,7 @@ def test_a_worker_of_beam_finds_everything_where_a_step_does(production):
     worker = container(production, "graftline-flink", "beam-workers")
     volumes = {
         volume["name"]: volume["persistentVolumeClaim"]["claimName"]
-        for volume in templates(production)["graftline-flink"]["spec"]["volumes"]
+        for volume in all_pods(production)["graftline-flink"]["spec"]["volumes"]
         if "persistentVolumeClaim" in volume
     }
     mounts = {mount["mountPath"]: volumes.get(mount["name"]) for mount in worker["volumeMounts"]}
@@ -221,7 +215,7 @@ def _service(objects: list[dict[str, Any]], address: str) -> list[dict[str, Any]
 def test_images_are_pinned_name_no_registry_and_fit_the_lock_file(production):
     images = {
         found["image"]
-        for template in templates(production).values()
+        for template in all_pods(production).values()
         for found in template["spec"]["containers"]
         if "image" in found
     }
@@ -247,97 +241,6 @@ def test_an_overlay_sets_the_images_of_workers_of_beam_too(tmp_path):
     found = kustomized(tmp_path)
     worker = container(found, "graftline-flink", "beam-workers")
     assert worker["image"] == "images.example.com/graftline:abc"
-
-
-def _allowed(objects: list[dict[str, Any]], pod: dict[str, str]) -> set[str]:
-    """Which of our pods may reach one that has these labels."""
-    reached = set()
-    for policy in named(objects, "NetworkPolicy").values():
-        spec = policy["spec"]
-        if "Ingress" in spec["policyTypes"] and _selects(spec["podSelector"], pod):
-            for rule in spec.get("ingress", []):
-                for source in rule.get("from", []):
-                    for name, labels in _labels(objects).items():
-                        if "podSelector" in source and _selects(source["podSelector"], labels):
-                            reached.add(name)
-    return reached
-
-
-def _labels(objects: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
-    return {
-        "step": {"workflows.argoproj.io/workflow": "flowers-x"},
-        "worker": {"training.kubeflow.org/operator-name": "tfjob-controller"},
-        **{name: template["metadata"]["labels"] for name, template in templates(objects).items()},
-    }
-
-
-def _selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
-    matches = selector.get("matchLabels", {}).items() <= labels.items()
-    for expression in selector.get("matchExpressions", []):
-        value = labels.get(expression["key"])
-        matches &= value in expression["values"] if "values" in expression else value is not None
-    return matches
-
-
-def test_nobody_is_reached_but_by_a_policy(production):
-    policies = named(production, "NetworkPolicy")
-    assert policies["graftline-default-deny"]["spec"] == {
-        "podSelector": {},
-        "policyTypes": ["Ingress", "Egress"],
-    }
-    labels = _labels(production)
-    assert {name: _allowed(production, labels[name]) for name in labels if "graftline" in name} == {
-        "graftline-metadata": {
-            "step",
-            "worker",
-            "graftline-metadata-backup",
-            "graftline-workbench",
-        },
-        "graftline-metadata-backup": set(),
-        "graftline-watch": set(),
-        "graftline-workbench": set(),
-        "graftline-beam-jobs": {"step", "graftline-watch", "graftline-workbench"},
-        "graftline-flink": {"graftline-flink", "graftline-beam-jobs"},
-    }
-    assert _allowed(production, labels["step"]) == set()
-    assert _allowed(production, labels["worker"]) == {"worker"}
-
-
-@pytest.mark.parametrize(
-    ("who", "whom", "port"),
-    [
-        ("step", "graftline-metadata", 3306),
-        ("step", "graftline-beam-jobs", 8099),
-        ("step", "graftline-beam-jobs", 8098),
-        ("graftline-watch", "graftline-beam-jobs", 8099),
-        ("graftline-watch", "graftline-beam-jobs", 8098),
-        ("graftline-workbench", "graftline-beam-jobs", 8099),
-        ("graftline-workbench", "graftline-beam-jobs", 8098),
-        ("step", "tensorflow-serving", 8500),
-        ("graftline-workbench", "tensorflow-serving", 8501),
-        ("worker", "graftline-metadata", 3306),
-        ("graftline-beam-jobs", "graftline-flink", 8081),
-        ("graftline-metadata-backup", "graftline-metadata", 3306),
-        ("graftline-workbench", "graftline-metadata", 3306),
-    ],
-)
-def test_who_is_let_in_is_let_out_as_well(production, who, whom, port):
-    labels = _labels(production)
-    assert who in _allowed(production, labels[whom])
-    rules = [
-        rule
-        for policy in named(production, "NetworkPolicy").values()
-        if "Egress" in policy["spec"]["policyTypes"]
-        and _selects(policy["spec"]["podSelector"], labels[who])
-        for rule in policy["spec"].get("egress", [])
-    ]
-    assert any(
-        _selects(target["podSelector"], labels[whom])
-        and ("ports" not in rule or {"port": port} in rule["ports"])
-        for rule in rules
-        for target in rule.get("to", [])
-        if "podSelector" in target and "namespaceSelector" not in target
-    )
 
 
 def _amount(quantity: str | int | float) -> Decimal:
@@ -374,17 +277,6 @@ def test_the_quota_has_room_for_all_that_is_always_there_and_a_run(production):
     assert stored < _amount(hard["requests.storage"])
 
 
-def with_components(folder: Path, *components: str) -> list[dict[str, Any]]:
-    """The base with some components."""
-    # kustomize knows resources by paths from where it is.
-    up = "../" * len(folder.resolve().parts[1:]) + str(MANIFESTS)[1:]
-    paths = [f"{up}/components/{name}" for name in components]
-    (folder / "kustomization.yaml").write_text(
-        f"namespace: graftline\nresources: ['{up}/base']\ncomponents: {paths}\n"
-    )
-    return kustomized(folder)
-
-
 def test_gpus_are_had_with_the_component_alone(production, tmp_path):
     [quota] = named(production, "ResourceQuota").values()
     assert quota["spec"]["hard"]["requests.nvidia.com/gpu"] == "4"
@@ -411,29 +303,6 @@ def test_a_bucket_can_hold_the_artifacts_of_the_configuration_that_its_component
     schemas = pytest.importorskip("kubernetes_validate")
     for found in (volume, claims[bucket.claim]):
         schemas.validate(found, "1.34", strict=True)
-
-
-@pytest.mark.parametrize("who", ["step", "worker"])
-def test_where_nobody_is_let_out_a_bucket_is_reached_with_a_component_of_its_own(tmp_path, who):
-    def reached(*components: str) -> set[tuple[str, int]]:
-        objects = with_components(tmp_path, "isolation", "training-operator", *components)
-        rules = [
-            rule
-            for policy in named(objects, "NetworkPolicy").values()
-            if _selects(policy["spec"]["podSelector"], _labels(objects)[who])
-            for rule in policy["spec"].get("egress", [])
-        ]
-        return {
-            (target["ipBlock"]["cidr"], port["port"])
-            for rule in rules
-            for target in rule.get("to", [])
-            if "ipBlock" in target
-            for port in rule["ports"]
-        }
-
-    assert reached() == set()
-    metadata_server = {("169.254.169.254/32", 80), ("169.254.169.252/32", 988)}
-    assert reached("bucket", "bucket-isolation") == metadata_server
 
 
 def test_beside_kubeflow_itself_nothing_binds_the_whole_namespace(standalone):
