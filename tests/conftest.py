@@ -17,7 +17,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 def shared_data() -> Path:
     """The folder with real images and weights; tests that need it skip where it is absent."""
     default = Path(__file__).resolve().parents[2] / "shared" / "data"
-    folder = Path(os.environ.get("GRAFTLINE_SHARED_DATA", default))
+    folder = Path(os.environ.get("GRAFTLINE_SHARED_DATA") or default)
     if not folder.is_dir():
         pytest.skip(f"real images are not here ({folder}); set GRAFTLINE_SHARED_DATA")
     return folder
