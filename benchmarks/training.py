@@ -30,8 +30,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -42,8 +40,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import drop
-from accuracy import graftline, last_run
+from accuracy import graftline
 from main_job import measured
+from repeated_training import BATCH, GRAFTLINE, begin, killed, workers
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -52,29 +51,11 @@ if TYPE_CHECKING:
     from graftline.components.trainer.devices import Hardware
     from graftline.components.trainer.inputs import Images
 
-_GRAFTLINE = [sys.executable, "-m", "graftline.pipeline.cli.main"]
 _ROUNDS = 3
-_BATCH = 32
-_KILLED = 2
 # Batches that are timed of each network, after some that warm up.
 _TIMED_ON_GPU, _TIMED_ON_PROCESSOR = 100, 3
 # What a Beam function finds in its process: it cannot carry a network.
 _held: dict[str, Any] = {}
-
-
-def begin(folder: Path, images: Path, weights: Path) -> tuple[Path, list[str]]:
-    """A project with the images taken in, and the overrides of the network that is measured."""
-    project = folder / "project"
-    command = [*_GRAFTLINE, "init", str(project)]
-    subprocess.run([*command, "--images", str(images)], check=True, stdout=subprocess.PIPE)
-    graftline(project, "drop", str(images))
-    return project, [
-        "trainer.backbone=mobilenet_v2",
-        "trainer.alpha=0.35",
-        f"trainer.weights={weights}",
-        "image.size=224",
-        "model_gate.tolerance=1",
-    ]
 
 
 def rates(folder: Path, images: Path, weights: Path) -> None:
@@ -226,11 +207,11 @@ def print_rates(project: str, images: str, weights: str) -> None:
         whole = build.load("mobilenet_v2", weights, 0.35, 224, Path(), print)
         backbone = pooled(build.without_top(whole, "mobilenet_v2", 0), "mean")
     files = [str(path) for path in Path(images).rglob("*") if path.is_file()][: len(train)]
-    batch = np.random.default_rng(0).uniform(-1, 1, (_BATCH, 224, 224, 3)).astype(np.float32)
-    label = np.zeros(_BATCH, np.int64)
+    batch = np.random.default_rng(0).uniform(-1, 1, (BATCH, 224, 224, 3)).astype(np.float32)
+    label = np.zeros(BATCH, np.int64)
 
     def read() -> int:
-        return sum(len(labels) for _, labels in train.batches(_BATCH))
+        return sum(len(labels) for _, labels in train.batches(BATCH))
 
     def decode() -> int:
         def one(path: tf.Tensor) -> tf.Tensor:
@@ -244,7 +225,7 @@ def print_rates(project: str, images: str, weights: str) -> None:
         computer = FeatureComputer(
             store,
             hardware,
-            _BATCH,
+            BATCH,
             AugmentationConfig(),
             registry.find("mobilenet_v2").scaling,
         )
@@ -255,7 +236,7 @@ def print_rates(project: str, images: str, weights: str) -> None:
         return computed.images
 
     def bare() -> int:
-        batches = tf.data.Dataset.from_tensors((batch, label)).repeat(len(train) // _BATCH)
+        batches = tf.data.Dataset.from_tensors((batch, label)).repeat(len(train) // BATCH)
         network = tf_keras.Model(backbone.input, {"features": backbone.output})
         return sum(len(one["features"]) for one in infer(network, batches, hardware))
 
@@ -278,7 +259,7 @@ def print_rates(project: str, images: str, weights: str) -> None:
                 pipeline
                 | beam.Create(train.files)
                 | beam.io.ReadAllFromTFRecord()
-                | beam.BatchElements(_BATCH, _BATCH)
+                | beam.BatchElements(BATCH, BATCH)
                 | beam.Map(_in_beam)
             )
         return _held["count"]
@@ -308,7 +289,7 @@ def print_boundaries(train: Images, hardware: Hardware) -> None:
             backbone = build.load(name, "none", 1.0, 224, Path(), print)
             blocks = build.upper_blocks(backbone, name, 0.5, 0)
             lower, _ = build.split(backbone, name, blocks)
-        made, read = boundary.rates(lower, train, _BATCH, hardware, None)
+        made, read = boundary.rates(lower, train, BATCH, hardware, None)
         said = f"below half of {name}: made, read"
         print(f"{said:<40}{made:8.0f} {read:8.0f} images/s{made / read:8.2f}", flush=True)
 
@@ -355,7 +336,7 @@ def memory(folder: Path, images: Path, weights: Path, sizes: list[int]) -> None:
         inside = folder / str(size)
         drop.make(originals, size, inside / "images")
         project, overrides = begin(inside, inside / "images", weights)
-        command = [*_GRAFTLINE, "run", "--project"]
+        command = [*GRAFTLINE, "run", "--project"]
         seconds, peak, _ = measured(
             [
                 *(*command, str(project), *overrides),
@@ -370,59 +351,6 @@ def memory(folder: Path, images: Path, weights: Path, sizes: list[int]) -> None:
         print(f"{size:>8} images  {seconds:8.0f} s  {peak:8.0f} MB at the peak", flush=True)
 
 
-def workers(folder: Path, images: Path, weights: Path, seeds: list[int]) -> None:
-    """Prints accuracy and seconds of training with one worker and with two."""
-    project, overrides = begin(folder, images, weights)
-    for count, batch in ((1, _BATCH), (2, _BATCH), (2, _BATCH // 2)):
-        chosen = [*overrides, f"trainer.workers={count}", f"trainer.batch_size={batch}"]
-        name = f"{count} workers with {batch} images each"
-        _with_seeds(project, chosen, seeds, name)
-
-
-def killed(folder: Path, images: Path, weights: Path, seeds: list[int]) -> None:
-    """Prints accuracies of undisturbed runs and of runs that were killed in both phases."""
-    project, overrides = begin(folder, images, weights)
-    _with_seeds(project, overrides, seeds, "undisturbed")
-    for seed in seeds[:_KILLED]:
-        command = [*_GRAFTLINE, "run", "--force", *overrides, f"trainer.seed={seed}"]
-        for phase in ("frozen", "fine_tune"):
-            _kill_in(project, command, phase)
-            command = [*_GRAFTLINE, "resume"]
-        graftline(project, "resume")
-        _, accuracy = last_run(project)
-        print(f"killed in both phases  seed {seed}  accuracy {accuracy:.4f}", flush=True)
-
-
-def _with_seeds(project: Path, overrides: list[str], seeds: list[int], name: str) -> None:
-    found = []
-    for seed in seeds:
-        graftline(project, "run", "--force", *overrides, f"trainer.seed={seed}")
-        record, accuracy = last_run(project)
-        seconds = next(node.seconds for node in record.nodes if node.id == "Trainer")
-        found.append(accuracy)
-        print(f"{name}  seed {seed}  accuracy {accuracy:.4f}  Trainer {seconds:.0f} s", flush=True)
-    print(f"{name}  mean accuracy {statistics.mean(found):.4f}", flush=True)
-
-
-def _kill_in(project: Path, command: list[str], phase: str) -> None:
-    """Starts the command and kills it once the second epoch of the phase is over."""
-
-    def told() -> int:
-        logs = (path.read_text() for path in project.glob("runs/*/*.log"))
-        return sum(log.count(f" {phase} 2/") for log in logs)
-
-    before = told()
-    output = subprocess.DEVNULL
-    with subprocess.Popen(
-        [*command, "--project", str(project)], stdout=output, stderr=output, start_new_session=True
-    ) as process:
-        while told() == before:
-            if process.poll() is not None:
-                raise RuntimeError(f"{command} ended before the second epoch of {phase}")
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGKILL)
-
-
 def main() -> None:
     """Measures the parts that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -432,7 +360,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 4000, 16000])
     parser.add_argument("--backbones", nargs="+", default=["resnet50", "efficientnet_v2_b0"])
-    parser.add_argument("--batch", type=int, default=_BATCH)
+    parser.add_argument("--batch", type=int, default=BATCH)
     options = parser.parse_args()
     images, weights = options.images.resolve(), options.weights.resolve()
     print(json.dumps({"images": str(images), "parts": options.parts}), flush=True)

@@ -77,7 +77,9 @@ def test_a_job_that_writes_there_meanwhile_stops_no_cleaning(project):
     with writing(folder):
         for _ in range(20):
             metadata.put_executions(running(metadata))
-            store.clean_after_kill(metadata, project.artifacts, metadata.get_executions())
+            cleaned = store.clean_after_kill(metadata, project.artifacts, metadata.get_executions())
+            assert cleaned == ["StatisticsGen"]
+            assert [one.last_known_state for one in metadata.get_executions()] == [Execution.FAILED]
 
 
 def cut_off(project: Project) -> tuple[mlmd.MetadataStore, int]:
