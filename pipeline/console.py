@@ -27,8 +27,14 @@ _latest_log: Path | None = None
 
 
 def latest_log() -> Path | None:
-    """The log file of the console that this process opened last, if it did."""
+    """The log file of the console that this command opened last, if it did."""
     return _latest_log
+
+
+def begin_command() -> None:
+    """Forgets the log of a command that this process ran before."""
+    global _latest_log
+    _latest_log = None
 
 
 class Console:

@@ -14,7 +14,7 @@ from typing import NoReturn
 import click
 
 from graftline.pipeline.cli.lazy_group import LazyGroup
-from graftline.pipeline.console import latest_log
+from graftline.pipeline.console import begin_command, latest_log
 from graftline.pipeline.project import Project
 from graftline.serving.errors import Refused, Rejected, UserError
 
@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     context: dict[str, object] = {}
+    begin_command()
     try:
         with graftline.make_context("graftline", list(arguments)) as ctx:
             context = ctx.meta

@@ -13,6 +13,7 @@ from graftline.pipeline import run_record
 from graftline.pipeline.cli.drops import _trained
 from graftline.pipeline.cli.main import main
 from graftline.pipeline.config import Config, load_config
+from graftline.pipeline.console import Console
 from graftline.pipeline.plan import SpanVersion
 from graftline.pipeline.project import Project
 from graftline.pipeline.run_record import RunRecord
@@ -230,6 +231,9 @@ def test_a_crash_is_one_line_on_screen_and_a_traceback_in_a_log(tmp_path, capsys
     project = tmp_path / "p"
     graftline("init", project, "--images", images(tmp_path / "images", "a", "b"))
     (project / "runs" / "run-0001" / "run.json").mkdir(parents=True)
+    # Of a command that the same process ran before.
+    with Console(tmp_path / "log.txt"):
+        pass
 
     assert graftline("status", "--project", project) == 1
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from drops import folders
 
-from graftline.pipeline import console
 from graftline.pipeline.cli.main import main
 
 
@@ -16,9 +15,7 @@ def graftline(*arguments: object) -> int:
     return int(ended.value.code or 0)
 
 
-def test_a_drop_tells_what_became_of_the_images_and_drops_lists_it(tmp_path, capsys, monkeypatch):
-    # A process runs one command; this one goes on to other tests.
-    monkeypatch.setattr(console, "_latest_log", None)
+def test_a_drop_tells_what_became_of_the_images_and_drops_lists_it(tmp_path, capsys):
     # Square brackets are markup to the library that prints the table.
     source = folders(tmp_path / "images", 10, classes=["[red] rose", "sun flower"])
     (source / "sun flower" / "broken.png").write_bytes(b"no image")
