@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import msgspec
 import tensorflow_data_validation as tfdv
-from tfx.components.example_gen.import_example_gen.component import ImportExampleGen
 from tfx.components.example_validator.component import ExampleValidator
 from tfx.components.pusher.component import Pusher
 from tfx.components.schema_gen.import_schema_gen.component import ImportSchemaGen
@@ -40,6 +39,7 @@ from tfx.types.channel import Channel
 from graftline.components import publisher
 from graftline.components.data_gate.component import DataBlessing, DataGate
 from graftline.components.data_gate.summary import QUANTILES
+from graftline.components.example_gen import SpanExampleGen
 from graftline.components.ingest.spans import SPLITS, find_span
 from graftline.components.model_gate.component import ModelGate
 from graftline.components.model_gate.evaluator import Evaluator
@@ -75,7 +75,7 @@ _SKETCHED_CLASSES = 1_000
 class DataNodes:
     """The nodes that take in one span and judge it; all that a span of the window needs."""
 
-    example_gen: ImportExampleGen
+    example_gen: SpanExampleGen
     schema: ImportSchemaGen
     gate: DataGate
     all: tuple[BaseNode, ...]
@@ -152,7 +152,7 @@ def report_folder(project: Project, plan: Plan, extent: Extent) -> Path:
 
 
 def _data_nodes(project: Project, plan: Plan, report_dir: str) -> DataNodes:
-    example_gen = ImportExampleGen(
+    example_gen = SpanExampleGen(
         input_base=str(project.spans),
         input_config=example_gen_pb2.Input(
             splits=[
@@ -167,7 +167,7 @@ def _data_nodes(project: Project, plan: Plan, report_dir: str) -> DataNodes:
                 start_span_number=plan.target.span, end_span_number=plan.target.span
             )
         ),
-    )
+    ).with_id("ImportExampleGen")
     schema = ImportSchemaGen(schema_file=str(project.schema))
     classes = curated.classes(curated.read(project.schema))
     statistics = StatisticsGen(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from graftline.components import memory
+from graftline.components.ingest.spans import find_span
 from graftline.pipeline import outcome, planning, run_record, tuned
 from graftline.pipeline.beam.config import NODES
 from graftline.pipeline.beam.workers import preload
@@ -121,6 +122,7 @@ class Execution:
     def _plan(self, target: SpanVersion) -> Plan:
         from graftline.pipeline.store import blessed_spans
 
+        find_span(self._project.spans, target.span, target.version).check_files()
         request, reason = self._request, self._request.reason
         accepted = request.accept_anomalies and target == self._record.target
         return msgspec.structs.replace(

@@ -115,6 +115,20 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
                 f"images again with --span {self.number} --version {self.version + 1}."
             ) from error
 
+    def check_files(self) -> None:
+        """Looks whether all files are there, without reading them.
+
+        Raises:
+            UserError: one is missing.
+        """
+        for name in self.summary.shards:
+            if not (self.path / name).is_file():
+                raise UserError(
+                    f"{self.path / name} is gone: the span was changed by another hand. Put the "
+                    "file back from a backup, or drop the span's images again with --span "
+                    f"{self.number} --version {self.version + 1}."
+                )
+
 
 def span_folder(root: Path, number: int, version: int) -> Path:
     """Where a version of a span is, or will be, below the folder of the spans."""

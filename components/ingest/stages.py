@@ -94,10 +94,11 @@ def in_order(
 class Meter:
     """Reports progress now and then."""
 
-    def __init__(self, what: str, total: int) -> None:
-        """Takes the beginning of the line, and how many there will be, 0 where nobody knows."""
+    def __init__(self, what: str, total: int, unit: str = "images") -> None:
+        """Takes the beginning of the line, how many there will be (0: nobody knows), of what."""
         self._what = what
         self._total = total
+        self._unit = unit
         self._done = 0
         self._started = self._last = time.monotonic()
 
@@ -109,7 +110,7 @@ class Meter:
             self._last = now
             rate = self._done / (now - self._started)
             of = f"/{self._total}" if self._total else ""
-            report(f"{self._what}  {self._done}{of}  {rate:.0f} images/s")
+            report(f"{self._what}  {self._done}{of}  {rate:.0f} {self._unit}/s")
 
 
 def examine_files(sheet: Worksheet, limits: Limits, folder: Path, options: Sequence[str]) -> None:

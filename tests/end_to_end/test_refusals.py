@@ -49,3 +49,21 @@ def test_a_base_path_that_cannot_be_written_is_told_before_anything_runs(project
     output = graftline(project, "run", expect=2)
     assert "base path" in output
     assert "ImportExampleGen" not in output
+
+
+def test_a_damaged_or_lost_file_of_a_span_is_named_and_taken_once_it_is_back(project):
+    [shard] = (project / "spans" / "span-1" / "version-1" / "train").iterdir()
+    whole = shard.read_bytes()
+
+    shard.write_bytes(whole[:-100] + bytes(100))
+    output = graftline(project, "run", expect=2)
+    assert f"{shard} is damaged" in output
+    assert "Traceback" not in output
+
+    shard.unlink()
+    output = graftline(project, "run", expect=2)
+    assert f"{shard} is gone" in output
+
+    shard.write_bytes(whole)
+    graftline(project, "run", "trainer.phases.all.epochs=1", "model_gate.min_accuracy=0")
+    assert BasePath(project / "serving" / "blobs").in_service() == 1
