@@ -40,11 +40,11 @@ _context.set_forkserver_preload(_PRELOADED)
 FROM_SCRATCH = """
   backbone: lenet5
   weights: none
-  phases: [{name: all, epochs: 15, rate: 2e-3, fraction: 1.0}]
+  phases: [{name: all, epochs: 4, rate: 2e-3, fraction: 1.0}]
   batch_size: 16
 """
 PRETRAINED = """
-  phases: [{name: frozen, epochs: 20, rate: 1e-3}]
+  phases: [{name: frozen, epochs: 6, rate: 3e-3}]
   batch_size: 16
 """
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from commands import PRETRAINED, answer, graftline, last_run
+from graftline.components.ingest.spans import SPLITS
 from graftline.components.verdict import Verdict
 from graftline.serving.base_path import BasePath
+from node_outputs import output
 
 pytestmark = pytest.mark.end_to_end
 
@@ -32,6 +34,17 @@ def test_a_published_version_classifies_images(published):
     image = next((published.parent / "images" / "first" / "red").iterdir())
     assert "red" in graftline(published, "predict", str(image))
     graftline(published, "verify")
+
+
+def test_examples_are_the_files_of_the_span_and_nothing_else(published):
+    span = published / "spans" / "span-1" / "version-1"
+    examples = output(published, "ImportExampleGen", "examples")
+    of_span = {path.relative_to(span): path for path in span.glob("*/*")}
+    taken = {path.relative_to(examples): path for path in examples.glob("*/*")}
+    assert {Path(f"Split-{name}") for name in of_span} == set(taken)
+    for name, path in of_span.items():
+        assert taken[Path(f"Split-{name}")].read_bytes() == path.read_bytes()
+    assert {path.name for path in examples.iterdir()} == {f"Split-{split}" for split in SPLITS}
 
 
 def test_a_span_already_trained_is_not_trained_again(published):

@@ -19,8 +19,7 @@ SPACE = "tuner.space={head.dropout: {min: 0.0, max: 0.6}, head.hidden: [[], [16]
 
 @pytest.fixture(scope="module")
 def trainer():
-    # Which values win is not what these tests are about.
-    return PRETRAINED.replace("epochs: 20", "epochs: 6")
+    return PRETRAINED
 
 
 @pytest.fixture(scope="module")
