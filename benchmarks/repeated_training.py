@@ -33,10 +33,14 @@ def begin(folder: Path, images: Path, weights: Path) -> tuple[Path, list[str]]:
 
 
 def workers(folder: Path, images: Path, weights: Path, seeds: list[int]) -> None:
-    """Prints accuracy and seconds of training with one worker and with two."""
+    """Prints accuracy and seconds of training with one worker and with two.
+
+    Two that take half the batch each take the steps of one, which the rate is for.
+    """
     project, overrides = begin(folder, images, weights)
-    for count, batch in ((1, BATCH), (2, BATCH), (2, BATCH // 2)):
+    for count, batch, scaling in ((1, BATCH, "sqrt"), (2, BATCH, "sqrt"), (2, BATCH // 2, "none")):
         chosen = [*overrides, f"trainer.workers={count}", f"trainer.batch_size={batch}"]
+        chosen.append(f"trainer.rate_scaling={scaling}")
         name = f"{count} workers with {batch} images each"
         _with_seeds(project, chosen, seeds, name)
 

@@ -19,7 +19,7 @@ precision
          holds. Without a GPU the processor is measured, beside bfloat16, and the output says so.
 memory   peak of `graftline run` on so many images, copies of IMAGES with other bytes.
 workers  accuracy and seconds of the Trainer with one worker, with two, and with two that take
-         half the batch each, for every seed.
+         half the batch each at the rate of one, for every seed.
 killed   accuracy for every seed; and, for the first ones of them, of a run that is killed in each
          phase and resumed.
 

@@ -21,7 +21,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -104,14 +103,14 @@ def _surroundings(
         info.control_endpoint.url = control
     if logging and not info.logging_endpoint.url:
         info.logging_endpoint.url = logging
-    folder = Path(tempfile.mkdtemp(prefix="graftline-beam-worker-"))
-    # In a file: a variable of the environment may not be longer than 128 KiB.
-    options = folder / "pipeline_options.json"
-    options.write_text(json.dumps(json_format.MessageToDict(info.pipeline_options)))
+    # In a file: a variable of the environment may not be longer than 128 KiB. In memory: nobody
+    # clears up after a worker that its runner kills.
+    number = os.memfd_create("pipeline_options")
+    with open(number, "w", closefd=False) as options:
+        json.dump(json_format.MessageToDict(info.pipeline_options), options)
     found = {
         "WORKER_ID": worker,
-        "PIPELINE_OPTIONS_FILE": str(options),
-        "SEMI_PERSISTENT_DIRECTORY": str(folder),
+        "PIPELINE_OPTIONS_FILE": f"/proc/self/fd/{number}",
         "RUNNER_CAPABILITIES": " ".join(info.runner_capabilities),
         "CONTROL_API_SERVICE_DESCRIPTOR": text_format.MessageToString(info.control_endpoint),
         "LOGGING_API_SERVICE_DESCRIPTOR": text_format.MessageToString(info.logging_endpoint),

@@ -168,10 +168,12 @@ def _skip_without_namespaces(folder: Path) -> None:
 
 
 def test_a_drop_by_workers_of_a_pool_is_that_of_this_machine(job_server, tmp_path):
-    source = folders(tmp_path / "images")
+    source, left = folders(tmp_path / "images"), tmp_path / "left"
+    left.mkdir()
     here = take_in(source, tmp_path / "here")
-    with workers(tmp_path, job_server) as config:
+    with workers(tmp_path, job_server, TMPDIR=str(left)) as config:
         there = take_in(source, tmp_path / "there", beam_options=beam_options(config, "drop"))
     assert there.summary.shards == here.summary.shards
     assert examples(there) == examples(here)
     assert (tmp_path / "pool.log").read_text().count("Starting worker") == 2
+    assert not list(left.iterdir())
