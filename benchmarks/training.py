@@ -10,8 +10,9 @@ WEIGHTS  MobileNetV2 0.35 no-top weights (h5)
 rates    images per second of the input pipeline, beside plain JPEG decoding of the same images in
          as many threads as tf.data likes; of the frozen phase's features, from TFRecords to disk,
          beside the bare backbone on a batch that lies in memory, and beside Beam, which could
-         compute them as well. By turns, the median of several. Of activations that are made, beside
-         activations that are read from the disk.
+         compute them as well. By turns, the median of several; and the milliseconds of a processor
+         for each image, which hardly depend on what else the machine does. Of activations that are
+         made, beside activations that are read from the disk.
 precision
          images per second of the frozen phase's features and of fine-tuning half of the blocks, per
          backbone, in float32 and in what `trainer.precision: auto` takes on a GPU; and the share of
@@ -270,8 +271,13 @@ def print_rates(project: str, images: str, weights: str) -> None:
         (compute, bare, "frozen phase beside the bare backbone"),
         (compute, in_beam, "frozen phase beside the same in Beam"),
     ):
-        first, second = _by_turns(ours, other)
+        (first, least), (second, other_least) = _by_turns(ours, other)
         print(f"{said:<40}{first:8.0f} {second:8.0f} images/s{first / second:8.2f}", flush=True)
+        print(
+            f"{'  milliseconds of a processor per image':<40}{least:8.2f} {other_least:8.2f}"
+            f"{other_least / least:17.2f}",
+            flush=True,
+        )
 
 
 def print_boundaries(train: Images, hardware: Hardware) -> None:
@@ -317,16 +323,21 @@ def _fitted(model: tf_keras.Model, batches: tf.data.Dataset, steps: int) -> floa
     return steps / (time.monotonic() - started)
 
 
-def _by_turns(*contenders: Callable[[], int]) -> list[float]:
-    """Median of the images per second of each."""
-    found: list[list[float]] = [[] for _ in contenders]
+def _by_turns(*contenders: Callable[[], int]) -> list[tuple[float, float]]:
+    """Medians, of each, of the images per second and of the processor's milliseconds per image.
+
+    The latter hardly depends on what else the machine does.
+    """
+    found: list[list[tuple[float, float]]] = [[] for _ in contenders]
     for number in range(_ROUNDS + 1):
         for contender, of_contender in zip(contenders, found, strict=True):
-            started = time.monotonic()
+            started, busy = time.monotonic(), time.process_time()
             count = contender()
+            took = time.monotonic() - started, time.process_time() - busy
             if number:  # the first round warms up
-                of_contender.append(count / (time.monotonic() - started))
-    return [statistics.median(of_contender) for of_contender in found]
+                of_contender.append((count / took[0], 1000 * took[1] / count))
+    medians = [map(statistics.median, zip(*figures, strict=True)) for figures in found]
+    return [(rate, processor) for rate, processor in medians]
 
 
 def memory(folder: Path, images: Path, weights: Path, sizes: list[int]) -> None:
