@@ -11,7 +11,9 @@ pytestmark = pytest.mark.end_to_end
 def repeated(published):
     """A project whose first run was repeated after its configuration had changed."""
     text = (published / "graftline.yaml").read_text()
-    (published / "graftline.yaml").write_text(text.replace("epochs: 4", "epochs: 1"))
+    changed = text.replace("epochs: 4", "epochs: 1")
+    assert changed != text
+    (published / "graftline.yaml").write_text(changed)
     graftline(published, "run", "--like", "run-0001", "model_gate.tolerance=1")
     return published
 
